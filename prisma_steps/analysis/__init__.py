@@ -1,0 +1,1 @@
+"""Kernels of interpretability: tensors in, tensors out, shapes in the signature."""

@@ -1,0 +1,1 @@
+"""Sets of images, and the tensors made of them."""

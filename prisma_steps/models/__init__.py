@@ -1,0 +1,1 @@
+"""Vision transformers whose every intermediate value can be read and written."""

@@ -1,0 +1,227 @@
+"""From an experiment to its jobs: one for each grid point of each node, with its key.
+
+Planning imports neither torch nor xarray, so that it costs Snakemake and the command next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prisma_steps import fingerprint
+from prisma_steps.axes import Axis, Index, View, points
+from prisma_steps.experiment import Experiment, find_experiment, read_experiment
+from prisma_steps.node import Node
+from prisma_steps.problems import ExperimentError, Problem
+from prisma_steps.step import outside_fields
+from prisma_steps.store import Store
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """What fills a slot of a job: one artifact, or a gathered grid of them.
+
+    Attributes:
+        keys: the producers' keys, the last axis fastest; exactly one when there are no axes.
+        axes: the gathered axes as (name, coordinates).
+    """
+
+    step: str
+    node: str
+    keys: tuple[str, ...]
+    axes: tuple[Axis, ...] = ()
+    gathered: bool = False
+
+    def identity(self) -> Any:
+        """What of it enters the consumer's key."""
+        if not self.gathered:
+            return self.keys[0]
+        return {"axes": _plain_axes(self.axes), "keys": list(self.keys)}
+
+    def spec(self) -> dict[str, Any]:
+        """As plain data, for the runner."""
+        return {
+            "step": self.step,
+            "node": self.node,
+            "keys": list(self.keys),
+            "axes": _plain_axes(self.axes),
+            "gathered": self.gathered,
+        }
+
+
+def _plain_axes(axes: Sequence[Axis]) -> list[Any]:
+    return [[axis.name, {name: list(values) for name, values in axis.coords.items()}] for axis in axes]
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """One job: a point of a node's grid.
+
+    Attributes:
+        point: the coordinates of the point, by name, for people.
+        parameters: all parameters, as the step receives them.
+        identity: what the job is; its hash is the key.
+    """
+
+    key: str
+    node: str
+    step: str
+    point: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, InputPlan]
+
+    @property
+    def title(self) -> str:
+        """The node and the point, as ``sae[k=8, layer=1]``."""
+        point = ", ".join(f"{name}={value}" for name, value in self.point.items())
+        return f"{self.node}[{point}]" if point else self.node
+
+    def spec(self, experiment: str) -> dict[str, Any]:
+        """All that the runner needs, as plain data."""
+        return {
+            "step": self.step,
+            "key": self.key,
+            "title": self.title,
+            "node": self.node,
+            "experiment": experiment,
+            "point": dict(self.point),
+            "parameters": dict(self.parameters),
+            "identity": dict(self.identity),
+            "inputs": {slot: filled.spec() for slot, filled in self.inputs.items()},
+        }
+
+    def producers(self) -> Iterator[tuple[str, str]]:
+        """(step, key) of every artifact that the job reads."""
+        return ((filled.step, key) for filled in self.inputs.values() for key in filled.keys)
+
+
+@dataclass
+class Plan:
+    """An experiment's jobs.
+
+    Attributes:
+        grids: the job at every index of every node's grid.
+        jobs: every job once, by key; nodes that are the same computation share jobs.
+    """
+
+    experiment: Experiment
+    store: Store
+    grids: dict[str, dict[Index, JobPlan]] = field(default_factory=dict)
+    jobs: dict[str, JobPlan] = field(default_factory=dict)
+
+    @cached_property
+    def present(self) -> set[str]:
+        """Keys of the jobs whose artifacts were in the store when first asked."""
+        steps = {job.step for job in self.jobs.values()}
+        stored = {step: self.store.keys(step) for step in steps}
+        return {key for key, job in self.jobs.items() if key in stored[job.step]}
+
+    def missing(self) -> list[JobPlan]:
+        """Jobs without an artifact, inputs first."""
+        return [job for key, job in self.jobs.items() if key not in self.present]
+
+    def refresh(self) -> None:
+        """Look at the store again."""
+        self.__dict__.pop("present", None)
+
+
+def plan_experiment(name: str | Path, store: Store | None = None) -> Plan:
+    """Plan an experiment given by file or name.
+
+    Raises:
+        ExperimentError: with every problem in the file.
+    """
+    experiment = read_experiment(find_experiment(name))
+    plan = Plan(experiment, store or Store())
+    digests: dict[str, str] = {}
+    for node in experiment.nodes.values():
+        _plan_node(plan, node, digests)
+    return plan
+
+
+def _plan_node(plan: Plan, node: Node, digests: dict[str, str]) -> None:
+    axes = plan.experiment.axes[node.name]
+    own = [next(i for i, axis in enumerate(axes) if axis.name == mine.name) for mine in node.own_axes]
+    code = fingerprint.code_digest(node.step)
+    fixed = {index: _parameters(plan, node, index, digests) for index in node.combinations}
+    slots = {slot: _slot(plan, node, slot, axes) for slot in node.step.inputs}
+    grid: dict[Index, JobPlan] = {}
+    for index in points(axes):
+        parameters, in_key, outside = fixed[tuple(index[i] for i in own)]
+        at = {axis.name: i for axis, i in zip(axes, index, strict=True)}
+        inputs = {slot: filled.at(at) for slot, filled in slots.items()}
+        identity: dict[str, Any] = {
+            "step": node.step.name,
+            "parameters": in_key,
+            "code": code,
+            "inputs": {slot: filled.identity() for slot, filled in inputs.items()},
+        }
+        if outside:
+            identity["outside"] = outside
+        point = {
+            name: value for axis, i in zip(axes, index, strict=True) for name, value in axis.at(i).items()
+        }
+        key = fingerprint.key_of(identity)
+        job = JobPlan(key, node.name, node.step.name, point, parameters, identity, inputs)
+        grid[index] = job
+        plan.jobs.setdefault(key, job)
+    plan.grids[node.name] = grid
+
+
+def _parameters(
+    plan: Plan, node: Node, index: Index, digests: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Parameters as the step gets them, as they enter the key, and digests of the outside data they name."""
+    params = node.combinations[index]
+    values = params.model_dump(mode="json")
+    outside = {}
+    for name in outside_fields(type(params)):
+        folder = values[name]
+        if folder is not None:
+            if folder not in digests:
+                digests[folder] = _outside_digest(plan, f"{node.name}.{name}", Path(folder))
+            outside[name] = digests[folder]
+    return values, fingerprint.parameters_in_key(params), outside
+
+
+def _outside_digest(plan: Plan, where: str, folder: Path) -> str:
+    try:
+        return fingerprint.folder_digest(folder, plan.store.root / ".fingerprints")
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}: {error.filename}"
+        raise ExperimentError(plan.experiment.file, [Problem(0, 0, where, what)]) from None
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A slot of a node, ready to be asked what fills it at a grid point."""
+
+    step: str
+    node: str
+    grid: Mapping[Index, JobPlan]
+    view: View
+    gathered: tuple[Axis, ...] | None
+
+    def at(self, point: Mapping[str, int]) -> InputPlan:
+        if self.gathered is None:
+            return InputPlan(self.step, self.node, (self.grid[self.view.index(point)].key,))
+        names = [axis.name for axis in self.gathered]
+        keys = tuple(
+            self.grid[self.view.index({**point, **dict(zip(names, index, strict=True))})].key
+            for index in points(self.gathered)
+        )
+        return InputPlan(self.step, self.node, keys, self.gathered, gathered=True)
+
+
+def _slot(plan: Plan, node: Node, slot: str, axes: Sequence[Axis]) -> _Filled:
+    producer = plan.experiment.nodes[node.references[slot].node]
+    seen = plan.experiment.views[node.name, slot]
+    mine = {axis.name for axis in axes}
+    gathered = None
+    if node.step.inputs[slot].gather:
+        gathered = tuple(axis for name, axis in seen.axes.items() if name not in mine)
+    return _Filled(producer.step.name, producer.name, plan.grids[producer.name], seen, gathered)

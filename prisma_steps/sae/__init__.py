@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one file an architecture, how they are trained, and how good they are."""

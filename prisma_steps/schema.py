@@ -1,0 +1,254 @@
+"""The only home of the names of dimensions, coordinates, variables and artifact kinds.
+
+Nothing here computes a number: the module is vocabulary, used to declare steps and to check what they
+leave. It is therefore left out of code digests (see ``fingerprint.py``), and a new name reruns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: Dimensions and what one index along each of them is.
+DIMS: Mapping[str, str] = {
+    "image": "an image; its coordinate is a stable string id",
+    "channel": "a colour channel",
+    "row": "a pixel row, from the top",
+    "column": "a pixel column, from the left",
+    "token": "a position of the transformer's sequence",
+    "query_token": "the token that attends",
+    "key_token": "the token attended to",
+    "layer": "a block, counted from 0",
+    "head": "an attention head of a block",
+    "d_model": "a coordinate of the residual stream",
+    "d_head": "a coordinate inside a head",
+    "d_mlp": "a neuron of an MLP",
+    "latent": "a latent of a dictionary",
+    "class": "a class",
+    "seed": "a random seed",
+    "step": "an optimiser step of a training run",
+    "pair": "a clean image with its corrupted counterpart",
+    "source": "the writing end of an edge",
+    "target": "the reading end of an edge",
+    "token_kind": "all, cls, register or patch",
+    "point": "one plotted point of a figure",
+}
+
+TOKEN_KINDS = ("cls", "register", "patch")
+
+
+class Meaning(NamedTuple):
+    """What a variable or coordinate holds, as figures and tables name it."""
+
+    long_name: str
+    units: str
+
+
+_SITES = {
+    "embed": "patch embedding",
+    "full_embed": "embedding with CLS and positions",
+    "resid_pre": "residual stream before the block",
+    "resid_mid": "residual stream between attention and MLP",
+    "resid_post": "residual stream after the block",
+    "ln1_out": "normalised input of attention",
+    "ln2_out": "normalised input of the MLP",
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "z": "attention-weighted value",
+    "attn_scores": "attention score before softmax",
+    "pattern": "attention pattern",
+    "result": "write of one head to the residual stream",
+    "attn_out": "attention output added to the residual stream",
+    "mlp_out": "MLP output added to the residual stream",
+    "mlp_pre": "MLP pre-activation",
+    "mlp_post": "MLP activation",
+    "ln_final": "output of the final norm",
+    "logits": "logit",
+}
+
+_TOKENS = ("image", "token")
+
+#: Sites that can be read and written (REFERENCE: TransformerLens names), with their dims in one layer.
+SITE_DIMS: Mapping[str, tuple[str, ...]] = {
+    **{
+        name: (*_TOKENS, "d_model")
+        for name in ("embed", "full_embed", "resid_pre", "resid_mid", "resid_post", "ln1_out", "ln2_out")
+    },
+    **{name: (*_TOKENS, "head", "d_head") for name in ("q", "k", "v", "z")},
+    **{name: ("image", "head", "query_token", "key_token") for name in ("attn_scores", "pattern")},
+    "result": (*_TOKENS, "head", "d_model"),
+    "attn_out": (*_TOKENS, "d_model"),
+    "mlp_out": (*_TOKENS, "d_model"),
+    "mlp_pre": (*_TOKENS, "d_mlp"),
+    "mlp_post": (*_TOKENS, "d_mlp"),
+    "ln_final": (*_TOKENS, "d_model"),
+    "logits": ("image", "class"),
+}
+
+#: Sites that exist once and not once a layer.
+SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
+
+#: Long name and units of every variable and coordinate that an artifact may hold.
+MEANINGS: Mapping[str, Meaning] = {
+    **{dim: Meaning(dim, "1") for dim in DIMS},
+    **{site: Meaning(text, "1") for site, text in _SITES.items()},
+    # coordinates
+    "token_kind": Meaning("token kind", "1"),
+    "patch_row": Meaning("row on the patch grid", "patch"),
+    "patch_col": Meaning("column on the patch grid", "patch"),
+    "patch_frame": Meaning("frame on the patch grid", "tubelet"),
+    "label": Meaning("class of the image", "1"),
+    "class_name": Meaning("name of the class", "1"),
+    "split": Meaning("train or test", "1"),
+    "shape": Meaning("sprite shape", "1"),
+    "scale": Meaning("sprite scale", "1"),
+    "orientation": Meaning("sprite orientation", "rad"),
+    "position_x": Meaning("sprite position, horizontal", "1"),
+    "position_y": Meaning("sprite position, vertical", "1"),
+    "epoch": Meaning("passes over the training images", "epoch"),
+    "tokens_seen": Meaning("training tokens seen", "token"),
+    # images
+    "pixels": Meaning("intensity", "1/255"),
+    # training
+    "train_loss": Meaning("training cross-entropy", "nat"),
+    "train_accuracy": Meaning("training accuracy", "1"),
+    "test_loss": Meaning("test cross-entropy", "nat"),
+    "test_accuracy": Meaning("test accuracy", "1"),
+    "test_accuracy_history": Meaning("test accuracy during training", "1"),
+    "learning_rate": Meaning("learning rate", "1"),
+    "loss": Meaning("training loss", "1"),
+    "sparsity_loss": Meaning("sparsity term of the loss", "1"),
+    "dead_latents": Meaning("latents that have not fired lately", "latent"),
+    # dictionaries
+    "W_enc": Meaning("encoder weight", "1"),
+    "W_dec": Meaning("decoder weight", "1"),
+    "b_enc": Meaning("encoder bias", "1"),
+    "b_dec": Meaning("decoder bias", "1"),
+    "norm_factor": Meaning("factor that brings E‖x‖ to √d_model", "1"),
+    # quality of a dictionary
+    "l0": Meaning("L0", "latent/token"),
+    "mse": Meaning("MSE", "1"),
+    "fvu": Meaning("FVU", "1"),
+    "explained_variance": Meaning("explained variance", "1"),
+    "cosine_similarity": Meaning("cosine similarity of x and x̂", "1"),
+    "ce": Meaning("CE", "nat"),
+    "ce_reconstruction": Meaning("reconstruction CE", "nat"),
+    "ce_zero_ablation": Meaning("zero-ablation CE", "nat"),
+    "ce_error_term": Meaning("CE with the error term added back", "nat"),
+    "ce_recovered": Meaning("CE recovered", "%"),
+    "alive_latents": Meaning("share of latents that fired", "1"),
+    "dead_share": Meaning("share of latents that never fired", "1"),
+    "dense_latents": Meaning("share of latents that fire on more than 10 % of the tokens", "1"),
+    "firing_frequency": Meaning("share of tokens on which a latent fires", "1"),
+    "firing_frequency_per_image": Meaning("share of images in which a latent fires", "1"),
+    "site": Meaning("site of the dictionary", "1"),
+    "architecture": Meaning("architecture of the dictionary", "1"),
+    "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
+    "max_decoder_cosine": Meaning("cosine to the nearest other decoder row", "1"),
+    "n_tokens": Meaning("tokens evaluated", "token"),
+    # interventions
+    "logit_difference": Meaning("logit difference, clean class − corrupted class", "1"),
+    "normalised_logit_difference": Meaning("normalised logit difference (clean = 1, corrupted = 0)", "1"),
+    "clean_logit_difference": Meaning("logit difference of the clean run", "1"),
+    "corrupted_logit_difference": Meaning("logit difference of the corrupted run", "1"),
+    "clean_image": Meaning("id of the clean image", "1"),
+    "corrupted_image": Meaning("id of the corrupted image", "1"),
+    "clean_class": Meaning("class of the clean image", "1"),
+    "corrupted_class": Meaning("class of the corrupted image", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sort of artifact a step leaves and a slot takes.
+
+    Attributes:
+        name: the word used in messages and in the JSON schema.
+        dims: every dimension that an artifact of this kind may have.
+        required: variables that must be there, with their dims.
+        files: files that must lie beside the data. A slot of such a kind receives an ``Artifact``
+            (data and files) instead of a Dataset.
+    """
+
+    name: str
+    dims: frozenset[str]
+    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        """Kinds are told apart by their names."""
+        return hash(self.name)
+
+
+Images = Kind(
+    "images",
+    frozenset({"image", "channel", "row", "column", "class"}),
+    required={"pixels": ("image", "channel", "row", "column")},
+)
+Model = Kind("model", frozenset({"step", "class"}), files=("model.safetensors", "config.json"))
+Activations = Kind(
+    "activations",
+    frozenset(dim for dims in SITE_DIMS.values() for dim in dims) | {"layer"},
+)
+Dictionary = Kind(
+    "dictionary",
+    frozenset({"d_model", "latent", "step"}),
+    required={"W_enc": ("d_model", "latent"), "W_dec": ("latent", "d_model"), "b_dec": ("d_model",)},
+)
+Quality = Kind(
+    "quality",
+    frozenset({"token_kind", "latent"}),
+    required={"l0": ("token_kind",), "fvu": ("token_kind",)},
+)
+Patching = Kind(
+    "patching",
+    frozenset({"pair", "layer", "token", "head"}),
+    required={"logit_difference": ("pair", "layer", "token")},
+)
+Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
+
+
+class SchemaError(ValueError):
+    """A Dataset does not fit the kind that its step declares."""
+
+
+def label(data: xr.Dataset) -> xr.Dataset:
+    """Give every variable and coordinate of ``data`` its ``long_name`` and ``units``.
+
+    Names that have no entry in ``MEANINGS`` must bring both attributes along.
+
+    Raises:
+        SchemaError: naming every variable that has neither.
+    """
+    unknown = []
+    for name, variable in data.variables.items():
+        meaning = MEANINGS.get(str(name))
+        if meaning is not None:
+            variable.attrs = {**meaning._asdict(), **variable.attrs}
+        elif not {"long_name", "units"} <= set(variable.attrs):
+            unknown.append(str(name))
+    if unknown:
+        raise SchemaError(f"no long_name and units for {', '.join(unknown)}: add them to schema.MEANINGS")
+    return data
+
+
+def check(data: xr.Dataset, kind: Kind) -> None:
+    """Raise ``SchemaError`` with every way in which ``data`` is not an artifact of ``kind``."""
+    problems = []
+    strange = set(map(str, data.dims)) - kind.dims
+    if strange:
+        problems.append(f"unexpected dims {sorted(strange)}; {kind.name} has {sorted(kind.dims)}")
+    for name, dims in kind.required.items():
+        if name not in data:
+            problems.append(f"variable {name!r} is missing")
+        elif data[name].dims != dims:
+            problems.append(f"{name} has dims {data[name].dims}, expected {dims}")
+    if "image" in data.dims and not data.get_index("image").is_unique:
+        problems.append("image ids are not unique")
+    if problems:
+        raise SchemaError(f"not {kind.name}: " + "; ".join(problems))

@@ -1,0 +1,336 @@
+"""How a step is declared: its parameters, its inputs, its output, and what it may ask of its job.
+
+A step is a pure function in ``prisma_steps/steps/``, or a figure in ``prisma_steps/figures/``. Importing
+this module, or a module that declares a step, imports neither torch nor xarray: planning stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pickle
+import pkgutil
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prisma_steps.schema import Figure, Kind
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "Artifact",
+    "Blocks",
+    "Field",
+    "Job",
+    "Output",
+    "OutsideFolder",
+    "Slot",
+    "Step",
+    "StepError",
+    "StepParams",
+    "gather",
+    "step",
+]
+
+
+class StepError(ValueError):
+    """A user's mistake that shows only when a step runs. Its message is all that the user is shown."""
+
+
+class StepParams(BaseModel):
+    """Base of every step's ``Params``: closed, strict and immutable.
+
+    Fields enter the key by their values, defaults filled in. Marks in ``json_schema_extra`` refine that:
+
+    * ``{"as_before": True}``: a parameter added later whose default means "as before". It enters the key only
+      when it differs from its default, so that keys made before it existed stay.
+    * ``{"not_in_key": True}``: a parameter that does not change results (a batch size of an evaluation). It
+      never enters the key.
+    * ``{"only_for": {"architecture": ["topk"]}}``: a parameter without effect unless another has one of the
+      values named. It is left out of the key where it has none.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Mark of a parameter that names data outside the store: the content enters the key, not the path."""
+
+
+#: A folder outside the store. Relative paths start at the experiment file's folder.
+OutsideFolder = Annotated[str, Outside()]
+
+
+@cache
+def outside_fields(params: type[StepParams]) -> tuple[str, ...]:
+    """Names of the parameters that name data outside the store."""
+    return tuple(
+        name
+        for name, info in params.model_fields.items()
+        if any(isinstance(mark, Outside) for mark in _marks(info.annotation, info.metadata))
+    )
+
+
+def _marks(annotation: Any, metadata: list[Any]) -> list[Any]:
+    inner = [mark for option in get_args(annotation) for mark in getattr(option, "__metadata__", ())]
+    return [*metadata, *inner]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One input of a step.
+
+    Attributes:
+        kind: the kind of artifact that fits.
+        gather: take every point of the remaining grid axes as one Dataset with those axes as dims.
+    """
+
+    kind: Kind
+    gather: bool = False
+
+
+def gather(kind: Kind) -> Slot:
+    """Declare a slot that receives all grid points of a node as one Dataset."""
+    return Slot(kind, gather=True)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a slot receives when its kind has files: labelled data and the folder with the files."""
+
+    data: xr.Dataset
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step returns when it leaves files besides its labelled data: a writer for each file name."""
+
+    data: xr.Dataset
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Data too large for memory, made in blocks along ``image``.
+
+    Attributes:
+        template: dims, coords, dtypes and attrs of the whole; its data variables may be lazy (dask) zeros.
+        size: images in a block. The last block may be shorter.
+        make: the data of the images in a slice, without coords that do not depend on ``image``. Called once
+            a block, in order; after an interruption only for the blocks that are missing.
+    """
+
+    template: xr.Dataset
+    size: int
+    make: Callable[[slice], xr.Dataset]
+
+    def load(self) -> xr.Dataset:
+        """Make the whole in memory: for a call from Python, where nothing is stored."""
+        import xarray as xr
+
+        starts = range(0, self.template.sizes["image"], self.size)
+        made = xr.concat([self.make(slice(start, start + self.size)) for start in starts], dim="image")
+        variables = self.template.data_vars.items()
+        return self.template.assign(
+            {name: old.variable.copy(data=made[name].values) for name, old in variables}
+        )
+
+
+class Checkpoint:
+    """The state of a long job, kept beside its unfinished artifact.
+
+    A state is a nest of dicts and lists of tensors, numbers and strings. A job that goes on from it must
+    leave what an undisturbed job leaves, bit for bit, whenever it was saved.
+
+    The state is saved every second, or as seldom as it takes to spend no more than a fiftieth of the time on
+    saving; but never more seldom than every ``every`` seconds.
+    """
+
+    def __init__(self, file: Path, every: float = 15.0) -> None:
+        """Keep the state in ``file``; at most about ``every`` seconds of work are lost by a kill."""
+        self._file = file
+        self._every = every
+        self._cost = 0.0
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state saved, or None when the job starts afresh."""
+        if not self._file.exists():
+            return None
+        import torch
+
+        try:
+            return torch.load(self._file, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{self._file} is damaged ({error}); starting afresh", stacklevel=2)
+            return None
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last save to make another worth it."""
+        return time.monotonic() - self._saved >= min(self._every, max(1.0, 50 * self._cost))
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the state on disk in one move, so that a kill leaves the old one or the new one."""
+        import torch
+
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        unfinished = self._file.with_suffix(".unfinished")
+        with unfinished.open("wb") as file:  # of a path that it cannot write to, torch does not say why
+            torch.save(dict(state), file)
+        unfinished.replace(self._file)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+
+def _no_report(_done: int, _total: int, _note: str) -> None:
+    """Report progress to nobody."""
+
+
+class Job:
+    """What a pure step may ask of the world: where to compute, and where to tell how far it is.
+
+    ``Job()`` serves a call from Python; the runner makes one for each job of a run.
+    """
+
+    def __init__(
+        self,
+        scratch: Path | None = None,
+        threads: int = 1,
+        report: Callable[[int, int, str], None] = _no_report,
+        checkpoint_every: float = 15.0,
+    ) -> None:
+        """Work in ``scratch`` (a new temporary folder if None) with ``threads`` threads."""
+        self.scratch = scratch or Path(tempfile.mkdtemp(prefix="prisma-steps-"))
+        self.threads = threads
+        self.report = report
+        self.checkpoint = Checkpoint(self.scratch / "checkpoint.pt", checkpoint_every)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Tell how far the job is; ``note`` is shown beside the bar (a loss, say)."""
+        self.report(done, total, note)
+
+    @cached_property
+    def device(self) -> str:
+        """The device to compute on: ``PRISMA_STEPS_DEVICE``, else a GPU where there is one, else the CPU.
+
+        Asking for it makes torch deterministic, so that the same job leaves the same bytes.
+        """
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # As torch.use_deterministic_algorithms(True), which imports the compiler: more than a second.
+        torch.set_deterministic_debug_mode("error")
+        torch.set_num_threads(self.threads)
+        return os.environ.get("PRISMA_STEPS_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def device_name(self) -> str:
+        """The device that was used, as people call it."""
+        if not self.__dict__.get("device", "cpu").startswith("cuda"):
+            return platform.machine()
+        import torch
+
+        return torch.cuda.get_device_name(self.device)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A declared step: what the plan needs to know of it, and the function itself."""
+
+    name: str
+    function: Callable[..., Any]
+    params: type[StepParams]
+    inputs: Mapping[str, Slot]
+    output: Kind
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module that declares the step."""
+        return self.function.__module__
+
+    @property
+    def is_figure(self) -> bool:
+        """Whether an experiment names it with ``figure:`` instead of ``step:``."""
+        return self.output is Figure
+
+    @property
+    def summary(self) -> str:
+        """First line of the step's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+
+_REGISTRY: dict[str, Step] = {}
+
+
+def step(
+    *, inputs: Mapping[str, Slot | Kind], output: Kind
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a function as a step. Its signature must be its slots, then ``params``, then ``job``.
+
+    Raises:
+        TypeError: when the signature does not say what the declaration says.
+        ValueError: when the name is taken.
+    """
+    slots = {name: kind if isinstance(kind, Slot) else Slot(kind) for name, kind in inputs.items()}
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        expected = [*slots, "params", "job"]
+        found = list(inspect.signature(function).parameters)
+        if found != expected:
+            raise TypeError(f"step {function.__name__}: signature is {found}, declaration says {expected}")
+        register(Step(function.__name__, function, params_class(function), slots, output))
+        return function
+
+    return declare
+
+
+def params_class(function: Callable[..., Any]) -> type[StepParams]:
+    """The class that a step's ``params`` argument is annotated with."""
+    annotation = function.__annotations__["params"]
+    return function.__globals__[annotation] if isinstance(annotation, str) else annotation
+
+
+def register(declared: Step) -> None:
+    """Add a step to the registry; a second step of the same name is refused."""
+    other = _REGISTRY.get(declared.name)
+    if other is not None and other.module != declared.module:
+        raise ValueError(f"step {declared.name!r} is declared in {other.module} and in {declared.module}")
+    _REGISTRY[declared.name] = declared
+
+
+def load_step(name: str) -> Step:
+    """Import and return one step by name, without importing the others."""
+    if name not in _REGISTRY:
+        module = next(module for module in _step_modules() if module.rpartition(".")[2] == name)
+        importlib.import_module(module)
+    return _REGISTRY[name]
+
+
+@cache
+def all_steps() -> Mapping[str, Step]:
+    """Every step and figure of the package, by name, in alphabetical order."""
+    for module in _step_modules():
+        importlib.import_module(module)
+    return dict(sorted(_REGISTRY.items()))
+
+
+def _step_modules() -> Iterator[str]:
+    for package in ("prisma_steps.steps", "prisma_steps.figures"):
+        paths = importlib.import_module(package).__path__
+        yield from (
+            f"{package}.{info.name}" for info in pkgutil.iter_modules(paths) if not info.name.startswith("_")
+        )
