@@ -1,0 +1,81 @@
+"""Activations of a model as tensors ready to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prisma_steps.models.toy_vit import ToyViT
+from prisma_steps.schema import SITE_DIMS
+
+TokenChoice = Literal["all", "cls", "patch"]
+
+
+class UnfitValueError(ValueError):
+    """An activation that is not finite, or too large for how it is to be stored.
+
+    Attributes:
+        image: which image of the batch it belongs to.
+    """
+
+    def __init__(self, image: int, reason: str) -> None:
+        """Say where such a value lies and what it is."""
+        super().__init__(reason)
+        self.image = image
+
+
+def kept_tokens(model: ToyViT, site: str, tokens: TokenChoice) -> np.ndarray:
+    """Positions in the model's sequence of the tokens that are kept. ``embed`` has no CLS token to keep."""
+    kinds = model.token_coords()["token_kind"]
+    kept = (kinds == tokens) | (tokens == "all")
+    return np.flatnonzero(kept & (kinds == "patch") if site == "embed" else kept)
+
+
+@torch.no_grad()
+def read(
+    model: ToyViT,
+    pixels: Float[Tensor, "image channel row column"],
+    sites: Sequence[str],
+    layers: Sequence[int],
+    tokens: TokenChoice,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Activations with dims ``image``, ``layer`` where the site exists in every block, and the site's others.
+
+    Raises:
+        SiteError: for a site or layer that the model does not have.
+        UnfitValueError: for a value that ``dtype`` cannot hold.
+    """
+    _, cache = model.run_with_cache(pixels, sites, layers)
+    kept = {key: _keep(model, key[0], value, tokens) for key, value in cache.items()}
+    stored = {key: _store(*key, value, dtype) for key, value in kept.items()}
+    per_layer = model.sites
+    return {
+        site: torch.stack([stored[site, layer] for layer in layers], dim=1)
+        if per_layer[site]
+        else stored[site, None]
+        for site in sites
+    }
+
+
+def _keep(model: ToyViT, site: str, value: Tensor, tokens: TokenChoice) -> Tensor:
+    if "token" not in SITE_DIMS[site]:
+        return value
+    first = 1 if site == "embed" else 0
+    return value[:, torch.from_numpy(kept_tokens(model, site, tokens)) - first]
+
+
+def _store(site: str, layer: int | None, value: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = value.to("cpu", dtype)
+    if stored.isfinite().all():
+        return stored
+    image, *_ = (~stored.isfinite()).nonzero()[0].tolist()
+    found = value[image].flatten()
+    worst = found[torch.where(found.isfinite(), found.abs(), torch.inf).argmax()]
+    where = site if layer is None else f"{site} of layer {layer}"
+    raise UnfitValueError(image, f"{where} holds {worst.item():g}, which {dtype} storage refuses")
