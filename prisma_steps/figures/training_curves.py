@@ -1,0 +1,106 @@
+"""Accuracy and loss of models against epochs of training."""
+
+from __future__ import annotations
+
+from math import log
+from typing import TYPE_CHECKING
+
+from prisma_steps.figures.average import average, frame
+from prisma_steps.figures.encoding import Encoding, GridParams, encode
+from prisma_steps.figures.style import STANDARD_ERROR, Plot, axis_label, figure, require, subplots
+from prisma_steps.schema import Model
+from prisma_steps.step import Field, StepError, gather
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+#: Height of one panel, in inches.
+HEIGHT = 1.75
+
+
+class Params(GridParams):
+    """Settings of the training curves."""
+
+    curves: list[str] = Field(
+        ["test_accuracy_history", "test_loss"],
+        min_length=1,
+        description="variables along step, one row of panels each",
+    )
+
+
+@figure(inputs={"model": gather(Model)})
+def training_curves(model: xr.Dataset, params: Params) -> Plot:
+    """Plot accuracy and loss against epochs, a line for each point of the grid.
+
+    Seeds are averaged; bands are ± one standard error. Dotted grey lines are chance: 1 / classes for an
+    accuracy, ln(classes) for a loss.
+
+    Raises:
+        StepError: when a curve is missing or does not run along ``step``.
+    """
+    require(model, *params.curves, "epoch", "class", of="training_curves")
+    curves = average(model[[*params.curves, "epoch"]].reset_coords("epoch"), "seed")
+    _check_curves(curves, params)
+    encoding = encode(curves, params, inner=("step",), of="training_curves")
+    points = frame(curves)
+    panels = encoding.panels
+    drawing, axes = subplots(
+        params.inches, HEIGHT * len(params.curves), len(params.curves), len(panels), sharex=True, sharey="row"
+    )
+    for row, curve in zip(axes, params.curves, strict=True):
+        _draw(row, encoding, points, curve)
+        row[0].set_ylabel(axis_label(model, curve))
+        _mark_chance(row, curve, model.sizes["class"])
+    for panel, title in zip(axes[0], panels, strict=True):
+        panel.set_title(title)
+    for panel in axes[-1]:
+        panel.set_xlabel("Epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    encoding.legend(drawing, markers=False)
+    return Plot(drawing, points, _caption(model, params))
+
+
+def _check_curves(curves: xr.Dataset, params: Params) -> None:
+    flat = [name for name in params.curves if "step" not in curves[name].dims]
+    if flat:
+        raise StepError(
+            f"training_curves: {', '.join(flat)} has no dim 'step': it is one number, not a curve"
+        )
+
+
+def _draw(row: list[Axes], encoding: Encoding, points: pd.DataFrame, curve: str) -> None:
+    for line in encoding.lines(points):
+        measured = line.points.dropna(subset=[curve]).sort_values("step")
+        look = {**line.look, "marker": "none"}
+        row[line.panel].plot(measured["epoch"], measured[curve], **look)
+        if curve + STANDARD_ERROR in measured:
+            low, high = (measured[curve] + sign * measured[curve + STANDARD_ERROR] for sign in (-1, 1))
+            row[line.panel].fill_between(
+                measured["epoch"], low, high, color=look["color"], alpha=0.2, linewidth=0
+            )
+
+
+def _mark_chance(row: list[Axes], curve: str, n_classes: int) -> None:
+    # Accuracies lie above chance and losses below: the word goes to the other side of the line.
+    level, side = (1 / n_classes, "bottom") if "accuracy" in curve else (log(n_classes), "top")
+    for panel in row:
+        panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
+    row[-1].annotate(
+        "chance",
+        (1, level),
+        (-2, 2 if side == "bottom" else -2),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        va=side,
+        color="0.4",
+    )
+
+
+def _caption(model: xr.Dataset, params: Params) -> str:
+    shown = " and ".join(axis_label(model, curve).lower() for curve in params.curves)
+    seeds = model.sizes.get("seed", 1)
+    averaged = f" Mean of {seeds} seeds, bands ± 1 standard error." if seeds > 1 else ""
+    return f"{shown[0].upper()}{shown[1:]}. Dotted: chance.{averaged}"

@@ -1,0 +1,221 @@
+"""Read a model's activations on images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator
+
+from prisma_steps.schema import SITE_DIMS, Activations, Images, Model, label
+from prisma_steps.step import Artifact, Blocks, Field, Job, StepError, StepParams, step
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+    from prisma_steps.models.toy_vit import ToyViT
+
+#: Activations made at once, at least one batch.
+BLOCK_BYTES = 128 * 2**20
+
+
+class Params(StepParams):
+    """What to read of which images."""
+
+    sites: list[str] = Field(min_length=1, description="sites to read: " + ", ".join(SITE_DIMS))
+    layers: Literal["all", "last"] | list[int] = Field(
+        "all", description="blocks to read, counted from 0; sites that exist once are read once"
+    )
+    tokens: Literal["all", "cls", "patch"] = Field(
+        "all", description="tokens to keep; query_token and key_token are kept whole"
+    )
+    n_images: int | None = Field(None, gt=0, description="the first images only; null takes all")
+    storage_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="float16 takes half the space and refuses values beyond its range"
+    )
+    batch_size: int = Field(
+        256,
+        gt=0,
+        description="images that go through the model at once",
+        json_schema_extra={"not_in_key": True},
+    )
+
+    @field_validator("sites", "layers")
+    @classmethod
+    def _each_once(cls, asked: str | list[Any]) -> str | list[Any]:
+        if not asked:
+            raise ValueError("the list is empty: name at least one")
+        if isinstance(asked, list) and len(set(asked)) < len(asked):
+            raise ValueError(f"each may be named once, got {asked}")
+        return asked
+
+    @field_validator("sites")
+    @classmethod
+    def _known(cls, sites: list[str]) -> list[str]:
+        unknown = [site for site in sites if site not in SITE_DIMS]
+        if unknown:
+            raise ValueError(f"no such site: {', '.join(unknown)}. Sites: {', '.join(SITE_DIMS)}")
+        return sites
+
+
+@step(inputs={"model": Model, "images": Images}, output=Activations)
+def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job: Job) -> Blocks:
+    """Read a model's activations on images.
+
+    One variable a site, with the dims of ``schema.SITE_DIMS`` and ``layer`` after ``image`` where the site
+    exists in every block. ``token`` is the position in the model's sequence, CLS being 0.
+
+    Raises:
+        StepError: when the model lacks a site or a layer, when images or sites do not fit, when there are
+            fewer images than asked for, or when a value is not finite or too large for its storage.
+    """
+    import xarray as xr
+
+    from prisma_steps.models.loading import load_model
+
+    vit = load_model(model, job.device)
+    layers = _layers(vit, params)
+    chosen = _first(images, vit, params)
+    template, count = _template(vit, chosen, layers, params), chosen.sizes["image"]
+
+    def make(where: slice) -> xr.Dataset:
+        values = _read_block(vit, chosen, range(count)[where], layers, params)
+        job.progress(min(where.stop, count), count, "images")
+        data = {site: (template[site].dims, value) for site, value in values.items()}
+        return xr.Dataset(data, {"image": template["image"].values[where]})
+
+    return Blocks(label(template), _block_size(template, params), make)
+
+
+def _layers(vit: ToyViT, params: Params) -> list[int]:
+    """Numbers of the blocks to read, once sites and layers are known to exist."""
+    from prisma_steps.models.sites import SiteError
+
+    named = {"all": range(vit.n_layers), "last": [vit.n_layers - 1]}
+    layers = list(named[params.layers] if isinstance(params.layers, str) else params.layers)
+    try:
+        vit.site_keys(params.sites, layers)
+    except SiteError as error:
+        raise StepError(f"extract_activations: {error}") from error
+    return layers
+
+
+def _first(images: xr.Dataset, vit: ToyViT, params: Params) -> xr.Dataset:
+    """The images to read, once they are known to fit the model."""
+    count, size = images.sizes["image"], vit.config.image_size
+    if params.n_images is not None and params.n_images > count:
+        raise StepError(
+            f"extract_activations: n_images is {params.n_images:,}, but there are only {count:,} images"
+        )
+    found, expected = images["pixels"].shape[1:], (vit.config.n_channels, size, size)
+    if found != expected:
+        raise StepError(
+            f"extract_activations: images are {found} (channel, row, column); the model was trained on "
+            f"{expected}. Load the data set that it was trained on, or its like."
+        )
+    return images.isel(image=slice(params.n_images))
+
+
+def _read_block(
+    vit: ToyViT, images: xr.Dataset, where: range, layers: list[int], params: Params
+) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    batches = [where[at : at + params.batch_size] for at in range(0, len(where), params.batch_size)]
+    parts = [_read_batch(vit, images, batch, layers, params) for batch in batches]
+    return {site: np.concatenate([part[site] for part in parts]) for site in params.sites}
+
+
+def _read_batch(
+    vit: ToyViT, images: xr.Dataset, where: range, layers: list[int], params: Params
+) -> dict[str, np.ndarray]:
+    import torch
+
+    from prisma_steps.data.pixels import pixel_batch
+    from prisma_steps.models.reading import UnfitValueError, read
+
+    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.cls.device)
+    dtype = getattr(torch, params.storage_dtype)
+    try:
+        values = read(vit, pixels, params.sites, layers, params.tokens, dtype)
+    except UnfitValueError as error:
+        name = str(images["image"].values[where.start + error.image])
+        raise StepError(f"extract_activations: image {name!r}: {error}") from error
+    return {site: value.numpy() for site, value in values.items()}
+
+
+def _template(vit: ToyViT, images: xr.Dataset, layers: list[int], params: Params) -> xr.Dataset:
+    import dask.array as da
+    import xarray as xr
+
+    axes = _axes(vit, images, layers, params)
+    widths = {"d_model": vit.d_model, "d_head": vit.d_model // vit.config.n_heads, "d_mlp": vit.config.d_mlp}
+    sizes = {**{dim: len(values) for dim, values in axes.items()}, **widths}
+    dims = {site: _dims(vit, site) for site in params.sites}
+    used = {dim for site in dims for dim in dims[site]}
+    zeros = {
+        site: (names, da.zeros([sizes[dim] for dim in names], dtype=params.storage_dtype))
+        for site, names in dims.items()
+    }
+    coords = {dim: values for dim, values in axes.items() if dim in used}
+    return xr.Dataset(zeros, coords).assign_coords(_carried(vit, images, axes["token"], used))
+
+
+def _dims(vit: ToyViT, site: str) -> tuple[str, ...]:
+    image, *rest = SITE_DIMS[site]
+    return (image, "layer", *rest) if vit.sites[site] else (image, *rest)
+
+
+def _axes(vit: ToyViT, images: xr.Dataset, layers: list[int], params: Params) -> dict[str, np.ndarray]:
+    """The coordinate of every dim that has one."""
+    import numpy as np
+
+    sequence = np.arange(1 + vit.config.n_patches)
+    return {
+        "image": images["image"].values,
+        "layer": np.array(layers),
+        "token": _tokens(vit, params),
+        "head": np.arange(vit.config.n_heads),
+        "query_token": sequence,
+        "key_token": sequence,
+        "class": np.arange(vit.config.n_classes),
+    }
+
+
+def _tokens(vit: ToyViT, params: Params) -> np.ndarray:
+    """Positions in the model's sequence of the tokens kept, which must be the same at every site."""
+    import numpy as np
+
+    from prisma_steps.models.reading import kept_tokens
+
+    by_site = {
+        site: kept_tokens(vit, site, params.tokens) for site in params.sites if "token" in SITE_DIMS[site]
+    }
+    embed = by_site.get("embed", np.arange(1))
+    if len(embed) == 0 or any(len(kept) != len(embed) for kept in by_site.values() if "embed" in by_site):
+        raise StepError(
+            f"extract_activations: site 'embed' has no CLS token, and tokens is {params.tokens!r}. Set "
+            "tokens to 'patch', or read 'embed' in a node of its own."
+        )
+    return next(iter(by_site.values()), np.arange(0))
+
+
+def _carried(vit: ToyViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:
+    """What is known of every image, token and class."""
+    along_image = {
+        name: ("image", coord.values) for name, coord in images.coords.items() if coord.dims == ("image",)
+    }
+    carried: dict[str, Any] = {str(name): value for name, value in along_image.items() if name != "image"}
+    if "token" in used:
+        carried.update((name, ("token", values[tokens])) for name, values in vit.token_coords().items())
+    elif "key_token" in used:
+        carried.update((name, ("key_token", values)) for name, values in vit.token_coords().items())
+    if "class_name" in images.coords and ("class" in used or "label" in carried):
+        carried["class_name"] = ("class", images["class_name"].values)
+    return carried
+
+
+def _block_size(template: xr.Dataset, params: Params) -> int:
+    """Images in a block: whole batches, as many as ``BLOCK_BYTES`` holds."""
+    per_image = sum(values.nbytes for values in template.data_vars.values()) // template.sizes["image"]
+    return max(BLOCK_BYTES // (per_image * params.batch_size), 1) * params.batch_size
