@@ -1,0 +1,101 @@
+# Figures. They select from what was computed and never compute, so they are cheap.
+
+
+rule training_curves:
+    input:
+        missing_inputs,
+    output:
+        done("training_curves"),
+    log:
+        f"{RUN}/training_curves/{{key}}.log",
+    benchmark:
+        f"{RUN}/training_curves/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule attention_maps:
+    input:
+        missing_inputs,
+    output:
+        done("attention_maps"),
+    log:
+        f"{RUN}/attention_maps/{{key}}.log",
+    benchmark:
+        f"{RUN}/attention_maps/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule sae_pareto:
+    input:
+        missing_inputs,
+    output:
+        done("sae_pareto"),
+    log:
+        f"{RUN}/sae_pareto/{{key}}.log",
+    benchmark:
+        f"{RUN}/sae_pareto/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule sae_l0_by_layer:
+    input:
+        missing_inputs,
+    output:
+        done("sae_l0_by_layer"),
+    log:
+        f"{RUN}/sae_l0_by_layer/{{key}}.log",
+    benchmark:
+        f"{RUN}/sae_l0_by_layer/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule patching_heatmap:
+    input:
+        missing_inputs,
+    output:
+        done("patching_heatmap"),
+    log:
+        f"{RUN}/patching_heatmap/{{key}}.log",
+    benchmark:
+        f"{RUN}/patching_heatmap/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"

@@ -1,0 +1,24 @@
+# Models trained here.
+
+
+# One thread: small models run side by side, which is faster than one after the other on several threads. For a
+# large one on a CPU: prisma-steps run EXPERIMENT -- --set-threads train_vit=8
+rule train_vit:
+    input:
+        missing_inputs,
+    output:
+        done("train_vit"),
+    log:
+        f"{RUN}/train_vit/{{key}}.log",
+    benchmark:
+        f"{RUN}/train_vit/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"

@@ -1,0 +1,45 @@
+# Dictionaries: training and judging them.
+
+
+# One thread: the points of a grid run side by side. For one large dictionary on a CPU:
+# prisma-steps run EXPERIMENT -- --set-threads train_sae=8
+rule train_sae:
+    input:
+        missing_inputs,
+    output:
+        done("train_sae"),
+    log:
+        f"{RUN}/train_sae/{{key}}.log",
+    benchmark:
+        f"{RUN}/train_sae/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=720,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule evaluate_sae:
+    input:
+        missing_inputs,
+    output:
+        done("evaluate_sae"),
+    log:
+        f"{RUN}/evaluate_sae/{{key}}.log",
+    benchmark:
+        f"{RUN}/evaluate_sae/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
