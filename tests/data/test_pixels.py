@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from prisma_steps.data.pixels import labels, pixel_batch
+from prisma_steps.step import StepError
+
+
+@pytest.fixture
+def images() -> xr.Dataset:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 3, 4), dtype=np.uint8)
+    return xr.Dataset(
+        {"pixels": (("image", "channel", "row", "column"), pixels)}, {"label": ("image", [2, 0, 1, 1, 0])}
+    )
+
+
+@pytest.mark.parametrize("where", [slice(1, 3), [4, 0], range(5), np.array([2])])
+def test_pixels_are_fractions_of_255(images, where):
+    batch = pixel_batch(images, where)
+    assert batch.dtype == torch.float32
+    expected = images["pixels"].values[where if isinstance(where, slice) else list(where)]
+    np.testing.assert_array_equal((batch * 255).round().numpy(), expected)
+    assert batch.max() <= 1
+
+
+def test_stored_order_of_dims_does_not_matter(images):
+    assert torch.equal(
+        pixel_batch(images.transpose("column", "image", "row", "channel"), [3]), pixel_batch(images, [3])
+    )
+
+
+def test_a_batch_is_a_copy(images):
+    before = images["pixels"].values.copy()
+    pixel_batch(images, slice(None)).zero_()
+    np.testing.assert_array_equal(images["pixels"].values, before)
+
+
+def test_labels(images):
+    assert labels(images).tolist() == [2, 0, 1, 1, 0]
+    with pytest.raises(StepError, match="no classes"):
+        labels(images.drop_vars("label"))

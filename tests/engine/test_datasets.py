@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prisma_steps import datasets
+from prisma_steps.axes import Axis
+from prisma_steps.datasets import combine, describe, layout, open_dataset, write, write_blocks
+from prisma_steps.step import Blocks
+from prisma_steps.store import content_digest
+
+DIMS = ("image", "layer", "token", "d_model")
+SHARED_FOLDER = settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+values = {
+    "float32": st.floats(width=32),
+    "float64": st.floats(),
+    "float16": st.floats(width=16),
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    "uint8": st.integers(0, 255),
+    "bool": st.booleans(),
+    "str": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
+}
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> xr.Dataset:
+    """Datasets of every dtype that an artifact may hold, with dims of any length and none at all."""
+    sizes = {dim: draw(st.integers(0, 4)) for dim in DIMS}
+
+    def variable(dims: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+        dtype = draw(st.sampled_from(sorted(values)))
+        count = math.prod(sizes[dim] for dim in dims)
+        found = draw(st.lists(values[dtype], min_size=count, max_size=count))
+        array = np.array(found, dtype="<U5" if dtype == "str" else dtype)
+        return dims, array.reshape([sizes[dim] for dim in dims]), {"long_name": dtype, "units": "1"}
+
+    some_dims = st.lists(st.sampled_from(DIMS), unique=True).map(tuple)
+    names = draw(st.lists(st.sampled_from("abc"), unique=True, min_size=1))
+    coords: dict[str, Any] = {f"coord_{dim}": variable((dim,)) for dim in DIMS if draw(st.booleans())}
+    if draw(st.booleans()):
+        coords["image"] = ("image", [f"image-{i}é" for i in range(sizes["image"])])
+    data = xr.Dataset({name: variable(draw(some_dims)) for name in names}, coords, {"title": "x", "k": 3})
+    return data.drop_vars([name for name in data.coords if set(data[name].dims) - set(data.dims)])
+
+
+def same(found: xr.Dataset, expected: xr.Dataset) -> None:
+    """The same labels, attributes and values, bit for bit; strings may be held otherwise."""
+    xr.testing.assert_identical(found.load(), expected)
+    for name, variable in expected.variables.items():
+        if variable.dtype.kind not in "UOT":
+            assert found[name].dtype == variable.dtype
+
+
+@SHARED_FOLDER
+@given(labelled())
+def test_what_is_written_is_read_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, data: xr.Dataset
+) -> None:
+    folder = tmp_path_factory.mktemp("round")
+    write(data, folder / "one" / "data.zarr")
+    write(data.copy(deep=True), folder / "two" / "data.zarr")
+    same(open_dataset(folder / "one" / "data.zarr"), data)
+    same(open_dataset(folder / "one" / "data.zarr", chunks={}), data)
+    assert content_digest(folder / "one") == content_digest(folder / "two")
+    # Read and written again, it is the same content still.
+    write(open_dataset(folder / "one" / "data.zarr"), folder / "three" / "data.zarr")
+    assert content_digest(folder / "one") == content_digest(folder / "three")
+
+
+def test_one_value_more_or_less_is_another_digest(tmp_path: Path) -> None:
+    data = xr.Dataset({"a": ("image", np.arange(5.0))})
+    for name, changed in {"as it is": data, "value": data + 1e-16, "bit": data * (1 + 2**-52)}.items():
+        write(changed, tmp_path / name / "data.zarr")
+    write(data.assign_attrs(k=1), tmp_path / "attribute" / "data.zarr")
+    digests = {folder.name: content_digest(folder) for folder in tmp_path.iterdir()}
+    assert len(set(digests.values())) == 4
+
+
+def test_it_is_zarr_3_sharded_compressed_and_consolidated(tmp_path: Path) -> None:
+    import json
+
+    write(xr.Dataset({"a": (("image", "token"), np.zeros((3000, 500)))}), tmp_path / "x.zarr")
+    group = json.loads((tmp_path / "x.zarr/zarr.json").read_text())
+    assert group["zarr_format"] == 3
+    array = group["consolidated_metadata"]["metadata"]["a"]
+    assert array["codecs"][0]["name"] == "sharding_indexed"
+    assert array["codecs"][0]["configuration"]["codecs"][-1]["configuration"]["cname"] == "zstd"
+    assert len([file for file in (tmp_path / "x.zarr/a").rglob("*") if file.is_file()]) == 2
+
+
+# --- layout
+
+shapes = st.lists(
+    st.tuples(st.sampled_from(DIMS), st.integers(1, 3000)), min_size=1, max_size=4, unique_by=lambda x: x[0]
+)
+
+
+@given(shapes, st.sampled_from([1, 2, 4, 8]), st.integers(1, 5000))
+def test_a_shard_is_a_multiple_of_the_chunk_and_of_the_block(shape, itemsize: int, block: int) -> None:
+    dims, sizes = zip(*shape, strict=True)
+    chunk, shard = layout(sizes, dims, itemsize, block)
+    assert all(part >= 1 and whole % part == 0 for part, whole in zip(chunk, shard, strict=True))
+    assert shard[0] % block == 0
+    assert (
+        shard[1:]
+        == chunk[1:]
+        == [1 if dim == "layer" else size for dim, size in zip(dims[1:], sizes[1:], strict=True)]
+    )
+    row = itemsize * math.prod(chunk[1:])
+    assert chunk[0] * row <= max(datasets.CHUNK_BYTES, row), "one read stays small"
+    assert block > 1 or sizes[0] * row > datasets.SHARD_BYTES or shard[0] >= sizes[0], "one file if it can be"
+    assert shard[0] * row <= max(datasets.SHARD_BYTES, block * row), "one file stays within memory"
+
+
+def test_activations_are_cut_for_reading_one_layer() -> None:
+    chunk, shard = layout((10_000, 12, 65, 64), ("image", "layer", "token", "d_model"), 4, block=256)
+    assert (chunk, shard) == ([32, 1, 65, 64], [7936, 1, 65, 64])
+
+
+# --- blocks
+
+
+def blocks(
+    data: xr.Dataset, size: int, before: Callable[[slice], None] = lambda _: None
+) -> tuple[Blocks, list[slice]]:
+    made: list[slice] = []
+
+    def make(where: slice) -> xr.Dataset:
+        before(where)
+        made.append(where)
+        return data.isel(image=where)
+
+    lazy = {
+        name: (variable.dims, da.zeros(variable.shape, dtype=variable.dtype), variable.attrs)
+        for name, variable in data.data_vars.items()
+        if "image" in variable.dims
+    }
+    return Blocks(data.assign(lazy), size, make), made
+
+
+def silent(_done: int, _total: int, _note: str) -> None:
+    """Tell nobody."""
+
+
+def activations(count: int) -> xr.Dataset:
+    rng = np.random.default_rng(0)
+    return xr.Dataset(
+        {
+            "resid_post": (
+                ("image", "layer", "token"),
+                rng.normal(size=(count, 2, 3)).astype("float32"),
+                {"units": "1"},
+            ),
+            "logits": (("image", "class"), rng.normal(size=(count, 2))),
+            "scale": ("layer", [1.0, 2.0]),
+        },
+        {
+            "image": [f"i{n}" for n in range(count)],
+            "layer": [0, 3],
+            "label": ("image", np.arange(count)),
+            "class_name": ("class", ["a", "b"]),
+        },
+    )
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of about eight images."""
+    monkeypatch.setattr(datasets, "SHARD_BYTES", 8 * 3 * 4)
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", 2 * 3 * 4)
+
+
+@SHARED_FOLDER
+@given(count=st.integers(1, 40), size=st.integers(1, 12))
+@pytest.mark.usefixtures("small_shards")
+def test_blocks_are_the_whole_and_each_is_made_once(tmp_path_factory, count: int, size: int) -> None:
+    folder, data = tmp_path_factory.mktemp("blocks"), activations(count)
+    made_of, made = blocks(data, size)
+    write_blocks(made_of, folder / "data.zarr", folder / "state.json", silent)
+    same(open_dataset(folder / "data.zarr"), data)
+    assert [i for where in made for i in range(count)[where]] == list(range(count))
+    assert all(where.stop - where.start <= size for where in made)
+
+
+@pytest.mark.parametrize("size", [3, 8, 100])
+@pytest.mark.usefixtures("small_shards")
+def test_an_interruption_at_any_block_leaves_the_same_bytes_in_the_end(tmp_path: Path, size: int) -> None:
+    data = activations(29)
+    whole, made = blocks(data, size)
+    write_blocks(whole, tmp_path / "whole/data.zarr", tmp_path / "whole.json", silent)
+    starts = [where.start for where in made]
+    for stop in starts:
+
+        def fail_once(where: slice, stop: int = stop) -> None:
+            if where.start == stop and not (tmp_path / f"failed{stop}").exists():
+                (tmp_path / f"failed{stop}").touch()
+                raise KeyboardInterrupt
+
+        folder, state = tmp_path / str(stop), tmp_path / f"{stop}.json"
+        again, remade = blocks(data, size, fail_once)
+        with pytest.raises(KeyboardInterrupt):
+            write_blocks(again, folder / "data.zarr", state, silent)
+        done = len(remade)
+        # Zarr writes beside the final name first: a kill leaves such a file behind.
+        (folder / "data.zarr/resid_post/zarr.0123.partial").touch()
+        write_blocks(again, folder / "data.zarr", state, silent)
+        assert content_digest(folder) == content_digest(tmp_path / "whole")
+        assert remade[done].start <= stop, "goes on, at the last whole shard"
+        if stop >= 16:
+            assert remade[done].start > 0, "does not begin anew"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_interruption_while_a_shard_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = activations(29)
+    whole, _ = blocks(data, 4)
+    write_blocks(whole, tmp_path / "whole/data.zarr", tmp_path / "whole.json", silent)
+    real, calls = xr.Dataset.to_zarr, []
+
+    def half(self: xr.Dataset, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        found = real(self, *args, **options)
+        if len(calls) == 3:
+            raise OSError("no space left")
+        return found
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", half)
+    with pytest.raises(OSError, match="no space"):
+        write_blocks(whole, tmp_path / "half/data.zarr", tmp_path / "half.json", silent)
+    write_blocks(whole, tmp_path / "half/data.zarr", tmp_path / "half.json", silent)
+    assert content_digest(tmp_path / "half") == content_digest(tmp_path / "whole")
+
+
+# --- a grid as one hypercube
+
+
+def test_labels_must_fit_exactly() -> None:
+    left = xr.DataArray([1, 2], {"image": ["a", "b"]}, ["image"])
+    right = xr.DataArray([1, 2], {"image": ["b", "c"]}, ["image"])
+    with pytest.raises(ValueError, match=r"(?s)exact|not equal"):
+        left + right
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=0, max_size=3))
+def test_a_grid_is_stacked_point_by_point(sizes: list[int]) -> None:
+    axes = [Axis(name, {name: tuple(range(5, 5 + size))}) for name, size in zip("abc", sizes, strict=False)]
+    parts = [
+        xr.Dataset({"x": ("token", np.arange(3.0) + 10 * i), "n": ((), i)}, {"token": [0, 1, 2]})
+        for i in range(math.prod(sizes))
+    ]
+    cube = combine(parts, axes)
+    assert cube["x"].dims == (*"abc"[: len(sizes)], "token")
+    for i, index in enumerate(np.ndindex(*sizes)):
+        point = cube.sel({axis.name: axis.coords[axis.name][j] for axis, j in zip(axes, index, strict=True)})
+        assert point["n"].item() == i
+        np.testing.assert_array_equal(point["x"], parts[i]["x"])
+
+
+def test_a_zip_has_a_coordinate_for_every_parameter() -> None:
+    size = Axis("size", {"n_layers": (1, 2), "d_model": (32, 64)})
+    cube = combine([xr.Dataset({"x": ((), i)}) for i in range(2)], [size])
+    assert cube["size"].values.tolist() == [0, 1]
+    assert cube["d_model"].dims == ("size",)
+    assert cube["x"].where(cube.n_layers == 2, drop=True).item() == 1
+
+
+def test_a_parameter_named_as_a_dimension_of_the_data_stays_apart_from_it() -> None:
+    size = Axis("size", {"n_layers": (1, 2), "d_model": (2, 2)})
+    cube = combine([xr.Dataset({"x": ("d_model", [i, i])}) for i in range(2)], [size])
+    assert cube.sizes == {"size": 2, "d_model": 2}
+    assert cube["size_d_model"].values.tolist() == [2, 2]
+    assert "d_model" not in cube.coords
+
+
+def test_layers_that_a_shallower_model_lacks_are_missing() -> None:
+    parts = [xr.Dataset({"x": ("layer", np.ones(n))}, {"layer": np.arange(n)}) for n in (1, 3)]
+    cube = combine(parts, [Axis("n_layers", {"n_layers": (1, 3)})])
+    np.testing.assert_array_equal(cube["x"], [[1, np.nan, np.nan], [1, 1, 1]])
+
+
+def test_other_images_are_a_union_too_and_never_aligned_by_position() -> None:
+    parts = [xr.Dataset({"x": ("image", [1.0, 2.0])}, {"image": ids}) for ids in (["a", "b"], ["b", "c"])]
+    cube = combine(parts, [Axis("seed", {"seed": (0, 1)})])
+    assert cube["x"].sel(seed=1, image="b").item() == 1.0
+    assert np.isnan(cube["x"].sel(seed=0, image="c"))
+
+
+def test_what_the_axis_says_replaces_what_the_parts_say() -> None:
+    parts = [xr.Dataset({"x": ((), i)}, {"layer": 7}) for i in range(2)]
+    cube = combine(parts, [Axis("layer", {"layer": (0, 1)})])
+    assert cube["layer"].values.tolist() == [0, 1]
+
+
+def test_a_gathered_grid_stays_lazy(tmp_path: Path) -> None:
+    for i in range(2):
+        write(xr.Dataset({"x": ("image", np.arange(4) + i)}), tmp_path / str(i))
+    cube = combine([open_dataset(tmp_path / str(i), chunks={}) for i in range(2)], [Axis("a", {"a": (0, 1)})])
+    assert isinstance(cube["x"].data, da.Array)
+
+
+def test_the_description_for_the_manifest() -> None:
+    found = describe(activations(2).assign_attrs(site="q"))
+    assert found["dims"] == {"image": 2, "layer": 2, "token": 3, "class": 2}
+    assert found["coords"]["label"] == ["image"]
+    assert found["variables"]["resid_post"] == {"dims": ["image", "layer", "token"], "dtype": "float32"}

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+
+@pytest.fixture
+def models() -> xr.Dataset:
+    """Histories of a grid of models: n_layers × attention_only × seed."""
+    random = np.random.default_rng(0)
+    dims = ("n_layers", "attention_only", "seed", "step")
+    return xr.Dataset(
+        {
+            "test_accuracy_history": (dims, random.uniform(0.3, 1, (2, 2, 3, 4))),
+            "test_loss": (dims, random.uniform(0, 1.1, (2, 2, 3, 4))),
+        },
+        coords={
+            "n_layers": [1, 4],
+            "attention_only": [False, True],
+            "seed": [0, 1, 2],
+            "step": [10, 20, 30, 40],
+            "epoch": ("step", [1.0, 2.0, 3.0, 4.0]),
+            "class_name": ("class", ["square", "ellipse", "heart", "disc"]),
+        },
+    )
+
+
+@pytest.fixture
+def quality() -> xr.Dataset:
+    """Metrics of a grid of dictionaries: architecture × layer × sparsity × seed."""
+    random = np.random.default_rng(1)
+    dims = ("architecture", "layer", "sparsity", "seed", "token_kind")
+    return xr.Dataset(
+        {
+            "l0": (dims, random.uniform(1, 100, (2, 3, 4, 2, 3))),
+            "fvu": (dims, random.uniform(0, 1, (2, 3, 4, 2, 3))),
+            "ce_recovered": (dims[:-1], random.uniform(90, 101, (2, 3, 4, 2))),
+        },
+        coords={
+            "architecture": ["relu", "topk"],
+            "layer": [0, 1, 2],
+            "sparsity": [0, 1, 2, 3],
+            "l1_coefficient": ("sparsity", [1e-4, 3e-4, 1e-3, 3e-3]),
+            "k": ("sparsity", [64, 32, 16, 8]),
+            "seed": [0, 1],
+            "token_kind": ["all", "cls", "patch"],
+        },
+    )
+
+
+def tokens(rows: int, columns: int, registers: int = 0) -> dict[str, tuple[str, np.ndarray]]:
+    row, column = np.indices((rows, columns)).reshape(2, -1)
+    aside = np.full(1 + registers, -1)
+    return {
+        "token_kind": ("token", np.array(["cls", *["register"] * registers, *["patch"] * row.size])),
+        "patch_row": ("token", np.concatenate([aside, row])),
+        "patch_col": ("token", np.concatenate([aside, column])),
+    }
+
+
+@pytest.fixture
+def patching() -> xr.Dataset:
+    """A sweep over 3 layers and a grid of 2 × 3 patches, for 5 pairs."""
+    random = np.random.default_rng(2)
+    effect = (("pair", "layer", "token"), random.uniform(-0.2, 1, (5, 3, 7)))
+    return xr.Dataset(
+        {"logit_difference": effect, "normalised_logit_difference": effect},
+        coords={"pair": range(5), "layer": range(3), "token": range(7), **tokens(2, 3)},
+        attrs={"direction": "denoising", "site": "resid_pre"},
+    )
+
+
+@pytest.fixture
+def activations() -> xr.Dataset:
+    """Attention patterns of 2 images, 2 layers and 2 heads over CLS and 2 × 3 patches."""
+    random = np.random.default_rng(3)
+    return xr.Dataset(
+        {
+            "pattern": (
+                ("image", "layer", "head", "query_token", "key_token"),
+                random.dirichlet(np.ones(7), size=(2, 2, 2, 7)),
+            )
+        },
+        coords={
+            "image": ["a", "b"],
+            "layer": [0, 3],
+            "head": [0, 1],
+            "token": range(7),
+            "query_token": range(7),
+            "key_token": range(7),
+            **tokens(2, 3),
+        },
+    )
+
+
+@pytest.fixture
+def images() -> xr.Dataset:
+    pixels = np.random.default_rng(4).integers(0, 256, (3, 1, 8, 12), "uint8")
+    return xr.Dataset(
+        {"pixels": (("image", "channel", "row", "column"), pixels)}, coords={"image": ["c", "b", "a"]}
+    )

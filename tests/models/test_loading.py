@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import xarray as xr
+
+from prisma_steps.models.loading import load_model, model_files
+from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
+from prisma_steps.step import Artifact, StepError
+
+CONFIG = ToyViTConfig(
+    n_layers=2, d_model=8, n_heads=2, d_mlp=16, patch_size=4, image_size=8, n_channels=1, n_classes=3
+)
+
+
+@pytest.fixture
+def model() -> ToyViT:
+    return ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def artifact(model, tmp_path) -> Artifact:
+    for name, write in model_files(model).items():
+        write(tmp_path / name)
+    return Artifact(xr.Dataset(), tmp_path)
+
+
+def test_a_saved_model_is_loaded_to_the_bit(model, artifact):
+    loaded, pixels = load_model(artifact), torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(pixels), model(pixels))
+    assert loaded.config == CONFIG
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_same_model_gives_the_same_bytes(model, artifact, tmp_path):
+    for name, write in model_files(model).items():
+        write(tmp_path / "again")
+        assert (tmp_path / "again").read_bytes() == (artifact.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"family": "clip"}, "family 'clip'"), ({"d_model": 16}, "model.safetensors does not hold the model")],
+)
+def test_a_configuration_of_another_model_is_refused(artifact, change, message):
+    file = artifact.folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(StepError, match=message):
+        load_model(artifact)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pydantic import ValidationError
+
+from prisma_steps import schema
+from prisma_steps.data.pixels import pixel_batch
+from prisma_steps.models.loading import load_model, model_files
+from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
+from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.steps import extract_activations as module
+from prisma_steps.steps.extract_activations import Params, extract_activations
+from prisma_steps.steps.load_images import Params as ImagesParams
+from prisma_steps.steps.load_images import load_images
+
+CONFIG = ToyViTConfig(
+    n_layers=3, d_model=12, n_heads=3, d_mlp=20, patch_size=4, image_size=8, n_channels=1, n_classes=10
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> xr.Dataset:
+    return load_images(ImagesParams(dataset="digits", n_images=23), Job()).load()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Artifact:
+    return save(
+        ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0)), tmp_path_factory.mktemp("model")
+    )
+
+
+def save(model: ToyViT, folder: Path) -> Artifact:
+    for name, write in model_files(model).items():
+        write(folder / name)
+    return Artifact(xr.Dataset(), folder)
+
+
+def extract(model: Artifact, images: xr.Dataset, **params) -> xr.Dataset:
+    return extract_activations(model, images, Params(**params), Job()).load()
+
+
+def in_order(model: Artifact, images: xr.Dataset, site: str, layers=None) -> np.ndarray:
+    """The activations of all images at once, [image, layer, ...]."""
+    _, cache = load_model(model).run_with_cache(pixel_batch(images, slice(None)), [site], layers)
+    if (site, None) in cache:
+        return cache[site, None].numpy()
+    return torch.stack([cache[site, layer] for layer in layers or range(3)], 1).numpy()
+
+
+#: float32 values of size 1; another batch size is another order of summation.
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("site", [site for site in schema.SITE_DIMS])
+def test_every_site_is_that_of_run_with_cache(model, images, site):
+    data = extract(model, images, sites=[site], batch_size=5)
+    schema.check(data, schema.Activations)
+    once = site in schema.SITES_WITHOUT_LAYER
+    image, *rest = schema.SITE_DIMS[site]
+    assert data[site].dims == ((image, *rest) if once else (image, "layer", *rest))
+    np.testing.assert_allclose(data[site], in_order(model, images, site), **CLOSE)
+
+
+def test_labels_tell_image_layer_and_token(model, images):
+    data = extract(model, images, sites=["resid_post", "pattern", "logits"])
+    np.testing.assert_array_equal(data["image"], images["image"])
+    np.testing.assert_array_equal(data["label"], images["label"])
+    assert data["layer"].values.tolist() == [0, 1, 2]
+    assert data["token"].values.tolist() == [0, 1, 2, 3, 4]
+    assert data["token_kind"].values.tolist() == ["cls"] + 4 * ["patch"]
+    assert data["patch_row"].values.tolist() == [-1, 0, 0, 1, 1]
+    assert data["query_token"].values.tolist() == data["key_token"].values.tolist() == [0, 1, 2, 3, 4]
+    assert data["class_name"].values.tolist() == list("0123456789")
+    assert data["resid_post"].attrs["long_name"] == "residual stream after the block"
+
+
+@pytest.mark.parametrize(("layers", "numbers"), [("last", [2]), ([2, 0], [2, 0]), ("all", [0, 1, 2])])
+def test_layers_are_chosen_by_number(model, images, layers, numbers):
+    data = extract(model, images, sites=["attn_out"], layers=layers)
+    assert data["layer"].values.tolist() == numbers
+    np.testing.assert_allclose(data["attn_out"], in_order(model, images, "attn_out", numbers), **CLOSE)
+
+
+@pytest.mark.parametrize(("tokens", "numbers"), [("cls", [0]), ("patch", [1, 2, 3, 4])])
+def test_tokens_are_chosen_by_kind_and_keep_their_numbers(model, images, tokens, numbers):
+    data = extract(model, images, sites=["resid_mid", "q"], tokens=tokens)
+    assert data["token"].values.tolist() == numbers
+    assert set(data["token_kind"].values) == {tokens}
+    whole = extract(model, images, sites=["resid_mid", "q"])
+    xr.testing.assert_identical(data, whole.sel(token=numbers))
+
+
+def test_embed_has_the_tokens_of_the_patches(model, images):
+    data = extract(model, images, sites=["embed", "resid_pre"], tokens="patch")
+    assert data["token"].values.tolist() == extract(model, images, sites=["embed"])["token"].values.tolist()
+    for changes in ({"sites": ["embed", "resid_pre"]}, {"sites": ["embed"], "tokens": "cls"}):
+        with pytest.raises(StepError, match="'embed' has no CLS token"):
+            extract(model, images, **changes)
+
+
+def test_batch_size_changes_nothing_and_stays_out_of_the_key(model, images):
+    whole = extract(model, images, sites=["resid_post"], batch_size=23)
+    for size in (1, 4, 100):
+        other = extract(model, images, sites=["resid_post"], batch_size=size)
+        xr.testing.assert_allclose(other, whole, **CLOSE)
+    assert Params.model_fields["batch_size"].json_schema_extra == {"not_in_key": True}
+
+
+def test_blocks_are_whole_batches_and_make_up_the_whole(model, images, monkeypatch):
+    whole = extract(model, images, sites=["resid_post", "logits"], batch_size=4)
+    per_image = (3 * 5 * 12 + 10) * 4
+    monkeypatch.setattr(module, "BLOCK_BYTES", 11 * per_image)
+    asked = Params(sites=["resid_post", "logits"], batch_size=4)
+    blocks = extract_activations(model, images, asked, Job())
+    assert blocks.size == 8
+    xr.testing.assert_identical(blocks.load(), whole)
+    last = blocks.make(slice(16, 23))
+    assert set(last.coords) == {"image"}
+    np.testing.assert_array_equal(last["image"], images["image"][16:])
+    np.testing.assert_array_equal(last["logits"], whole["logits"][16:])
+
+
+def test_first_images_only(model, images):
+    data = extract(model, images, sites=["logits"], n_images=7)
+    xr.testing.assert_allclose(data, extract(model, images, sites=["logits"]).isel(image=slice(7)), **CLOSE)
+    with pytest.raises(StepError, match="n_images is 24, but there are only 23 images"):
+        extract(model, images, sites=["logits"], n_images=24)
+
+
+def test_float16_is_asked_for(model, images):
+    wide = extract(model, images, sites=["resid_post"])
+    narrow = extract(model, images, sites=["resid_post"], storage_dtype="float16")
+    assert wide["resid_post"].dtype == np.float32 and narrow["resid_post"].dtype == np.float16
+    np.testing.assert_array_equal(narrow["resid_post"], wide["resid_post"].astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("value", "params", "message"),
+    [
+        (1e5, {"storage_dtype": "float16"}, "resid_pre of layer 1 holds 1000.., which torch.float16"),
+        (torch.nan, {}, "resid_pre of layer 1 holds nan"),
+    ],
+)
+def test_values_that_cannot_be_stored_name_image_and_site(images, tmp_path, value, params, message):
+    broken = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
+    broken.blocks[0].mlp_out.bias.data[3] = value
+    with pytest.raises(StepError, match=f"image '{images['image'].values[0]}': {message}"):
+        extract(save(broken, tmp_path), images, sites=["resid_pre"], **params)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"sites": ["q"], "layers": [3]}, "no layer 3 at site 'q': the model has layers 0 to 2"),
+        ({"sites": ["q"], "layers": [-1]}, "no layer -1"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(model, images, params, message):
+    with pytest.raises(StepError, match=message):
+        extract(model, images, **params)
+
+
+def test_sites_that_the_model_lacks_are_refused(images, tmp_path):
+    config = {**vars(CONFIG), "attention_only": True}
+    bare = save(ToyViT.initialised(ToyViTConfig(**config), torch.Generator().manual_seed(0)), tmp_path)
+    with pytest.raises(StepError, match="no site 'mlp_out'.*Its sites: embed"):
+        extract(bare, images, sites=["mlp_out"])
+
+
+def test_images_that_do_not_fit_the_model_are_refused(model):
+    sprites = load_images(ImagesParams(dataset="dsprites", n_images=2), Job()).load()
+    with pytest.raises(StepError, match=r"images are \(1, 64, 64\).*trained on \(1, 8, 8\)"):
+        extract(model, sprites, sites=["logits"])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"sites": []}, "at least 1"),
+        ({"sites": ["resid"]}, "no such site: resid. Sites: embed"),
+        ({"sites": ["q", "q"]}, "named once"),
+        ({"sites": ["q"], "layers": [1, 1]}, "named once"),
+        ({"sites": ["q"], "layers": []}, "name at least one"),
+    ],
+)
+def test_parameters_without_sense_are_refused(params, message):
+    with pytest.raises(ValidationError, match=message):
+        Params(**params)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from pydantic import ValidationError
+
+from prisma_steps import schema
+from prisma_steps.models.loading import load_model
+from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.steps.load_images import Params as ImagesParams
+from prisma_steps.steps.load_images import load_images
+from prisma_steps.steps.train_vit import Params, _split, train_vit
+
+SMALL = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32, "patch_size": 4, "warmup": 3}
+
+
+@pytest.fixture(scope="module")
+def digits() -> xr.Dataset:
+    return load_images(ImagesParams(dataset="digits", n_images=120), Job()).load()
+
+
+def params(**changes) -> Params:
+    return Params(**{**SMALL, "epochs": 2, "batch_size": 24, **changes})
+
+
+def bytes_of(output: Output, folder: Path) -> dict[str, bytes]:
+    folder.mkdir(exist_ok=True)
+    for name, write in output.files.items():
+        write(folder / name)
+    return {name: (folder / name).read_bytes() for name in output.files}
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_at(step: int) -> Callable[[int, int, str], None]:
+    def report(done: int, _total: int, _note: str) -> None:
+        if done == step:
+            raise Killed
+
+    return report
+
+
+def test_a_model_artifact_is_left(digits, tmp_path):
+    output = train_vit(digits, params(evaluations_per_epoch=2), Job())
+    schema.check(output.data, schema.Model)
+    assert set(output.files) == set(schema.Model.files)
+    assert output.data["step"].values.tolist() == [3, 5, 8, 10]
+    assert output.data["epoch"].values.tolist() == [0.6, 1.0, 1.6, 2.0]
+    assert output.data["test_accuracy"] == output.data["test_accuracy_history"][-1]
+    assert output.data["class_name"].values.tolist() == list("0123456789")
+    assert not any(output.data[name].isnull().any() for name in output.data)
+    bytes_of(output, tmp_path)
+    model = load_model(Artifact(output.data, tmp_path))
+    assert output.data.attrs["n_parameters"] == sum(p.numel() for p in model.parameters())
+    assert model.config.n_classes == 10 and model.config.image_size == 8
+
+
+def test_recorded_accuracy_is_that_of_the_saved_model_on_the_held_out_images(digits, tmp_path):
+    output = train_vit(digits, params(epochs=4), Job())
+    bytes_of(output, tmp_path)
+    _, test = _split(digits, params())
+    predicted = load_model(Artifact(output.data, tmp_path))(test.pixels.float() / 255).argmax(-1)
+    assert output.data["test_accuracy"].item() == (predicted == test.labels).double().mean().item()
+
+
+def test_digits_are_learnt_above_chance():
+    digits = load_images(ImagesParams(dataset="digits"), Job()).load()
+    output = train_vit(digits, params(patch_size=2, epochs=8, batch_size=64, learning_rate=3e-3), Job())
+    assert output.data["test_accuracy"] > 0.5  # chance is 0.1
+    assert output.data["train_loss"][-1] < output.data["train_loss"][0]
+
+
+def test_the_same_run_leaves_the_same_bytes_and_another_seed_others(digits, tmp_path):
+    first, again, other = (train_vit(digits, params(seed=seed), Job()) for seed in (0, 0, 1))
+    assert first.data.identical(again.data)
+    assert bytes_of(first, tmp_path / "a") == bytes_of(again, tmp_path / "b")
+    assert bytes_of(first, tmp_path / "a") != bytes_of(other, tmp_path / "c")
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved at every step", "never saved"])
+def test_a_run_killed_at_any_step_ends_as_an_undisturbed_one(digits, tmp_path, every):
+    settings = params(evaluations_per_epoch=2, compute_dtype="bfloat16")
+    whole = train_vit(digits, settings, Job())
+    expected = bytes_of(whole, tmp_path / "whole")
+    for step in range(1, 11):
+        scratch = tmp_path / f"scratch{step}"
+        with pytest.raises(Killed):
+            train_vit(digits, settings, Job(scratch=scratch, report=killed_at(step), checkpoint_every=every))
+        assert (scratch / "checkpoint.pt").exists() == (every == 0.0)
+        resumed = train_vit(digits, settings, Job(scratch=scratch, checkpoint_every=every))
+        assert resumed.data.identical(whole.data), f"killed at step {step}"
+        assert bytes_of(resumed, tmp_path / f"resumed{step}") == expected, f"killed at step {step}"
+
+
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(digits, tmp_path):
+    whole = train_vit(digits, params(), Job())
+    for step in (2, 3, 7, 10):
+        with pytest.raises(Killed):
+            train_vit(digits, params(), Job(scratch=tmp_path, report=killed_at(step), checkpoint_every=0.0))
+    seen: list[int] = []
+    job = Job(scratch=tmp_path, report=lambda done, *_: seen.append(done))
+    assert bytes_of(train_vit(digits, params(), job), tmp_path / "a") == bytes_of(whole, tmp_path / "b")
+    assert seen == [], "nothing was left to do"
+
+
+def test_progress_tells_the_loss(digits):
+    told: list[tuple[int, int, str]] = []
+    train_vit(digits, params(epochs=1), Job(report=lambda *report: told.append(report)))
+    assert [(done, total) for done, total, _ in told] == [(step, 5) for step in range(1, 6)]
+    assert all(note.startswith("loss ") for *_, note in told)
+
+
+def test_split_is_seeded_disjoint_and_of_the_size_asked_for(digits):
+    splits = [_split(digits, params(test_fraction=0.25, seed=seed)) for seed in (0, 0, 1)]
+    rows = [[{image.numpy().tobytes() for image in side.pixels} for side in split] for split in splits]
+    assert [len(side) for side in splits[0]] == [90, 30]
+    assert rows[0] == rows[1] != rows[2]
+    everything = {image.tobytes() for image in digits["pixels"].values}
+    assert not rows[0][0] & rows[0][1] and rows[0][0] | rows[0][1] == everything
+
+
+def test_labels_stay_with_their_images(digits):
+    of_image = {
+        image.tobytes(): label
+        for image, label in zip(digits["pixels"].values, digits["label"].values, strict=True)
+    }
+    for side in _split(digits, params()):
+        assert [of_image[image.numpy().tobytes()] for image in side.pixels] == side.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 3}, "train_vit: patch_size 3 does not divide the image size 8"),
+        ({"test_fraction": 0.001}, "test_fraction 0.001 of 120 images leaves 0 for the test and 120"),
+        ({"test_fraction": 0.999}, "leaves 120 for the test and 0 for training"),
+        (
+            {"learning_rate": 1e30, "warmup": 0},
+            "at optimiser step [23]. Lower learning_rate, or lengthen warmup",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_explained(digits, changes, message):
+    with pytest.raises(StepError, match=message):
+        train_vit(digits, params(**changes), Job())
+
+
+def test_images_without_classes_or_not_square_are_explained(digits):
+    with pytest.raises(StepError, match="images have no classes"):
+        train_vit(digits.drop_vars(["label", "class_name"]), params(), Job())
+    with pytest.raises(StepError, match="images are 8 × 7 pixels"):
+        train_vit(digits.isel(column=slice(7)), params(), Job())
+
+
+def test_heads_that_do_not_divide_are_refused_before_anything_runs():
+    with pytest.raises(ValidationError, match="n_heads 3 does not divide d_model 16"):
+        params(n_heads=3)
+
+
+def test_architecture_is_the_one_asked_for(digits, tmp_path):
+    asked = {"n_layers": 2, "attention_only": True, "layer_norm": False}
+    output = train_vit(digits, params(**asked, epochs=1), Job())
+    bytes_of(output, tmp_path)
+    config = dataclasses.asdict(load_model(Artifact(output.data, tmp_path)).config)
+    assert {name: config[name] for name in asked} == asked
+    assert np.isfinite(output.data["test_loss"]).all()
