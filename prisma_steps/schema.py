@@ -34,11 +34,9 @@ DIMS: Mapping[str, str] = {
     "pair": "a clean image with its corrupted counterpart",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
-    "token_kind": "all, cls, register or patch",
+    "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
     "point": "one plotted point of a figure",
 }
-
-TOKEN_KINDS = ("cls", "register", "patch")
 
 
 class Meaning(NamedTuple):
@@ -72,22 +70,41 @@ _SITES = {
 }
 
 _TOKENS = ("image", "token")
+_RESIDUAL = (*_TOKENS, "d_model")
 
-#: Sites that can be read and written (REFERENCE: TransformerLens names), with their dims in one layer.
+#: Sites that can be read and written, with their dims in one layer, in the order of a forward pass.
 SITE_DIMS: Mapping[str, tuple[str, ...]] = {
-    **{
-        name: (*_TOKENS, "d_model")
-        for name in ("embed", "full_embed", "resid_pre", "resid_mid", "resid_post", "ln1_out", "ln2_out")
-    },
-    **{name: (*_TOKENS, "head", "d_head") for name in ("q", "k", "v", "z")},
+    "embed": _RESIDUAL,
+    "full_embed": _RESIDUAL,
+    "resid_pre": _RESIDUAL,
+    "ln1_out": _RESIDUAL,
+    **{name: (*_TOKENS, "head", "d_head") for name in ("q", "k", "v")},
     **{name: ("image", "head", "query_token", "key_token") for name in ("attn_scores", "pattern")},
+    "z": (*_TOKENS, "head", "d_head"),
     "result": (*_TOKENS, "head", "d_model"),
-    "attn_out": (*_TOKENS, "d_model"),
-    "mlp_out": (*_TOKENS, "d_model"),
+    "attn_out": _RESIDUAL,
+    "resid_mid": _RESIDUAL,
+    "ln2_out": _RESIDUAL,
     "mlp_pre": (*_TOKENS, "d_mlp"),
     "mlp_post": (*_TOKENS, "d_mlp"),
-    "ln_final": (*_TOKENS, "d_model"),
+    "mlp_out": _RESIDUAL,
+    "resid_post": _RESIDUAL,
+    "ln_final": _RESIDUAL,
     "logits": ("image", "class"),
+}
+
+#: Short names of sites by their names in TransformerLens and ViT-Prisma, without ``blocks.<layer>.``
+TRANSFORMER_LENS_SITES: Mapping[str, str] = {
+    "hook_embed": "embed",
+    "hook_full_embed": "full_embed",
+    "hook_ln_pre": "full_embed",
+    **{f"hook_{site}": site for site in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
+    "ln1.hook_normalized": "ln1_out",
+    "ln2.hook_normalized": "ln2_out",
+    **{f"attn.hook_{site}": site for site in ("q", "k", "v", "z", "attn_scores", "pattern", "result")},
+    "mlp.hook_pre": "mlp_pre",
+    "mlp.hook_post": "mlp_post",
+    "ln_final.hook_normalized": "ln_final",
 }
 
 #: Sites that exist once and not once a layer.

@@ -1,59 +1,72 @@
-"""Multi-head self-attention with every intermediate value open to hooks."""
+"""The attention function that shows its scores and its pattern, and lets them be replaced.
+
+``transformers`` asks a registered function for attention (``AttentionInterface``). Ours is in force only
+while scores or pattern are asked for; else the model keeps the one it has (fused, as a rule), which never
+forms them.
+"""
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AttentionInterface
 
-from prisma_steps.models.sites import Hooks, at
+from prisma_steps.models.sites import Tap
+
+NAME = "prisma_steps"
+
+#: What is to see scores and patterns, by attention module; only while ``watching``.
+_TAPS: dict[nn.Module, Mapping[str, Tap]] = {}
 
 
-class Attention(nn.Module):
-    """Softmax attention of Vaswani et al. 2017 (arXiv 1706.03762), section 3.2, with biases.
+def attention(
+    module: nn.Module,
+    query: Float[Tensor, "image head query_token d_head"],
+    key: Float[Tensor, "image head key_token d_head"],
+    value: Float[Tensor, "image head key_token d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Float[Tensor, "image query_token head d_head"], Float[Tensor, "image head query_token key_token"]]:
+    """Softmax attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1), step by step as ``eager`` does it.
 
-    The fused kernel is used unless a hook asks for the scores or the pattern, which it never forms; the write
-    of each head is formed only when a hook asks for it. Either way the output is the same up to rounding.
+    Scores are those before softmax, position biases included.
     """
+    taps = _TAPS.get(module, {})
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    if "attn_scores" in taps:
+        scores = taps["attn_scores"](scores)
+    pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    pattern = F.dropout(pattern, dropout, module.training)
+    if "pattern" in taps:
+        pattern = taps["pattern"](pattern)
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        """Make the four projections; ``n_heads`` must divide ``d_model``."""
-        super().__init__()
-        self.n_heads = n_heads
-        self.q = nn.Linear(d_model, d_model)
-        self.k = nn.Linear(d_model, d_model)
-        self.v = nn.Linear(d_model, d_model)
-        self.o = nn.Linear(d_model, d_model)
 
-    def forward(
-        self, x: Float[Tensor, "image token d_model"], hooks: Hooks, layer: int
-    ) -> Float[Tensor, "image token d_model"]:
-        """What attention adds to the residual stream, given its (normalised) input."""
-        q, k, v = (
-            at(hooks, site, layer, projection(x).unflatten(-1, (self.n_heads, -1)))
-            for site, projection in (("q", self.q), ("k", self.k), ("v", self.v))
-        )
-        z = at(hooks, "z", layer, self._mix(q, k, v, hooks, layer))
-        if ("result", layer) not in hooks:
-            return self.o(z.flatten(2))
-        w_o = self.o.weight.unflatten(1, (self.n_heads, -1))
-        result = torch.einsum("ithd,mhd->ithm", z, w_o)
-        return at(hooks, "result", layer, result).sum(2) + self.o.bias
+AttentionInterface.register(NAME, attention)
 
-    def _mix(
-        self,
-        q: Float[Tensor, "image token head d_head"],
-        k: Float[Tensor, "image token head d_head"],
-        v: Float[Tensor, "image token head d_head"],
-        hooks: Hooks,
-        layer: int,
-    ) -> Float[Tensor, "image token head d_head"]:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if ("attn_scores", layer) not in hooks and ("pattern", layer) not in hooks:
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        scores = at(hooks, "attn_scores", layer, q @ k.mT / sqrt(q.shape[-1]))
-        pattern = at(hooks, "pattern", layer, scores.softmax(-1))
-        return (pattern @ v).transpose(1, 2)
+
+@contextmanager
+def watching(taps: Mapping[nn.Module, Mapping[str, Tap]]) -> Iterator[None]:
+    """Have ``taps`` see the scores (``attn_scores``) and patterns (``pattern``) of attention modules."""
+    configs: list[Any] = list({id(module.config): module.config for module in taps}.values())
+    before = [config._attn_implementation for config in configs]
+    _TAPS.update(taps)
+    try:
+        for config in configs:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
+        for module in taps:
+            _TAPS.pop(module)

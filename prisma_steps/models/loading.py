@@ -1,28 +1,45 @@
-"""Models on disk: weights as safetensors, the configuration as JSON beside them."""
+"""Models on disk as transformers writes them: weights as safetensors, the configuration beside them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.step import Artifact, StepError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
+#: Model classes that hold more than a vision model, and the class that holds its vision model alone.
+_VISION_PART = {
+    "CLIPModel": "CLIPVisionModelWithProjection",
+    "SiglipModel": "SiglipVisionModel",
+}
 
-def model_files(model: ToyViT) -> Mapping[str, Callable[[Path], None]]:
+# Its warnings repeat what is checked here, and its bars would draw over ours.
+set_verbosity_error()
+disable_progress_bar()
+
+
+def model_files(model: Any) -> Mapping[str, Callable[[Path], None]]:
     """A writer for each file of a ``Model`` artifact. The same weights give the same bytes."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    text = json.dumps({"family": "toy_vit", **asdict(model.config)}, indent=2) + "\n"
+    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+    config.pop("transformers_version", None)  # recorded in the manifest; here it would change the bytes
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {
-        WEIGHTS: lambda path: save_file(weights, path),
+        WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
         CONFIG: lambda path: _write(text, path),
     }
 
@@ -31,20 +48,61 @@ def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def load_model(artifact: Artifact, device: str = "cpu") -> ToyViT:
+def load_model(artifact: Artifact, device: str = "cpu") -> HookedViT:
     """The model of a ``Model`` artifact, in evaluation mode, its parameters without gradients.
 
     Raises:
-        StepError: when the configuration is of another family, or the weights do not fit it.
+        StepError: when the configuration is of no known model, or the weights do not fit it.
     """
-    config = json.loads((artifact.folder / CONFIG).read_text(encoding="utf-8"))
-    family = config.pop("family", None)
-    if family != "toy_vit":
-        raise StepError(f"{CONFIG} is of the family {family!r}; only 'toy_vit' can be loaded here")
-    with torch.device("meta"):
-        model = ToyViT(ToyViTConfig(**config))
+    names = artifact.data["class_name"].values.tolist() if "class_name" in artifact.data.variables else None
+    return HookedViT(open_pretrained(artifact.folder, device), class_names=names)
+
+
+def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:
+    """The vision model in a ``save_pretrained`` folder, frozen, in evaluation mode, in float32.
+
+    Only safetensors are read: other formats of weights can hold code.
+
+    Raises:
+        StepError: when the folder holds no model, one of an unknown class, or weights that do not fit it.
+    """
+    kind = _class_of(folder)
     try:
-        model.load_state_dict(load_file(artifact.folder / WEIGHTS, device=device), assign=True)
-    except RuntimeError as error:
-        raise StepError(f"{WEIGHTS} does not hold the model that {CONFIG} describes: {error}") from error
-    return model.eval().requires_grad_(False)
+        model, found = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StepError(f"{folder.name}: the model cannot be opened: {error}") from error
+    lacking = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
+        raise StepError(
+            f"{WEIGHTS} does not hold the model that {CONFIG} describes: {len(lacking)} weights of "
+            f"{kind.__name__} are missing or of another shape ({shown})"
+        )
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _class_of(folder: Path) -> Any:
+    """The model class that a folder's configuration names."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StepError(
+            f"{folder.name} is no folder of a model: its {CONFIG} cannot be read ({error})"
+        ) from error
+    name = next(iter(config.get("architectures") or []), None)
+    name = _VISION_PART.get(str(name), name)
+    found = ToyViT if name == ToyViT.__name__ else getattr(transformers, str(name), None)
+    if found is None:
+        raise StepError(
+            f"{CONFIG} names the class {name!r} (architectures), which transformers does not have: give a "
+            "folder that save_pretrained wrote"
+        )
+    return found

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prisma_steps.models.toy_vit import ToyViT
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.sites import SiteError
 from prisma_steps.schema import SITE_DIMS
 
 TokenChoice = Literal["all", "cls", "patch"]
@@ -29,16 +30,23 @@ class UnfitValueError(ValueError):
         self.image = image
 
 
-def kept_tokens(model: ToyViT, site: str, tokens: TokenChoice) -> np.ndarray:
-    """Positions in the model's sequence of the tokens that are kept. ``embed`` has no CLS token to keep."""
-    kinds = model.token_coords()["token_kind"]
-    kept = (kinds == tokens) | (tokens == "all")
-    return np.flatnonzero(kept & (kinds == "patch") if site == "embed" else kept)
+def kept_tokens(model: HookedViT, site: str, tokens: TokenChoice) -> np.ndarray:
+    """Positions in the model's sequence of the tokens that a site has and that are kept.
+
+    Raises:
+        SiteError: for a site with one token that is made of several.
+    """
+    places = model.token_coords()
+    there = model.kept_at(site, places)
+    if there is None:
+        raise SiteError(f"the model pools before {site!r}: no token of the sequence is there")
+    kinds = places["token_kind"][there]
+    return there[(kinds == tokens) | (tokens == "all")]
 
 
 @torch.no_grad()
 def read(
-    model: ToyViT,
+    model: HookedViT,
     pixels: Float[Tensor, "image channel row column"],
     sites: Sequence[str],
     layers: Sequence[int],
@@ -51,7 +59,7 @@ def read(
         SiteError: for a site or layer that the model does not have.
         UnfitValueError: for a value that ``dtype`` cannot hold.
     """
-    _, cache = model.run_with_cache(pixels, sites, layers)
+    cache = model.read(pixels, sites, layers)
     kept = {key: _keep(model, key[0], value, tokens) for key, value in cache.items()}
     stored = {key: _store(*key, value, dtype) for key, value in kept.items()}
     per_layer = model.sites
@@ -63,11 +71,12 @@ def read(
     }
 
 
-def _keep(model: ToyViT, site: str, value: Tensor, tokens: TokenChoice) -> Tensor:
+def _keep(model: HookedViT, site: str, value: Tensor, tokens: TokenChoice) -> Tensor:
     if "token" not in SITE_DIMS[site]:
         return value
-    first = 1 if site == "embed" else 0
-    return value[:, torch.from_numpy(kept_tokens(model, site, tokens)) - first]
+    wanted = kept_tokens(model, site, tokens)
+    there = kept_tokens(model, site, "all")
+    return value if len(wanted) == len(there) else value[:, torch.from_numpy(np.searchsorted(there, wanted))]
 
 
 def _store(site: str, layer: int | None, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,22 +1,41 @@
-"""Where a model can be read and written: keys of sites, hooks on them, and the check that they exist."""
+"""Where a model can be read and written: keys of sites, their names in other toolkits, hooks on them."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from torch import Tensor
 
+from prisma_steps.schema import SITE_DIMS, TRANSFORMER_LENS_SITES
+
 #: A site and its block, counted from 0; the block is None for a site that exists once.
 SiteKey: TypeAlias = tuple[str, int | None]
 
-#: What replaces the value at each site. A hook that returns its argument only reads.
-Hooks: TypeAlias = Mapping[SiteKey, Callable[[Tensor], Tensor]]
+#: What replaces the value at a site. A function that returns its argument only reads.
+Tap: TypeAlias = Callable[[Tensor], Tensor]
+Hooks: TypeAlias = Mapping[SiteKey, Tap]
+
+#: The place of every site in a forward pass, block by block: a value is read after earlier writes to it.
+ORDER: Mapping[str, int] = {site: place for place, site in enumerate(SITE_DIMS)}
+
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 class SiteError(ValueError):
     """A site or a layer that the model does not have."""
+
+
+def site_key(name: str) -> SiteKey:
+    """The key of a name as TransformerLens spells it (``blocks.3.attn.hook_q``), or of a short one.
+
+    The layer is None where the name has none.
+    """
+    layered = _IN_BLOCK.fullmatch(name)
+    layer, inner = (int(layered[1]), layered[2]) if layered else (None, name)
+    return TRANSFORMER_LENS_SITES.get(inner, inner if layer is None else name), layer
 
 
 def check_keys(keys: Iterable[SiteKey], sites: Mapping[str, bool], n_layers: int) -> None:
@@ -40,8 +59,13 @@ def check_keys(keys: Iterable[SiteKey], sites: Mapping[str, bool], n_layers: int
             raise SiteError(f"no layer {layer!r} at site {site!r}: the model has layers 0 to {n_layers - 1}")
 
 
-def check_site(site: str, sites: Iterable[str]) -> None:
+def check_site(site: str, sites: Iterable[str], reason: str = "") -> None:
     """Refuse a site that is not among those that a model has.
+
+    Args:
+        site: what is asked for.
+        sites: what there is.
+        reason: why the model has no such site, where that is known.
 
     Raises:
         SiteError: naming the nearest site and all that there are.
@@ -49,21 +73,25 @@ def check_site(site: str, sites: Iterable[str]) -> None:
     known = list(sites)
     if site not in known:
         near = difflib.get_close_matches(site, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" {reason}." if reason else f" Did you mean {near[0]!r}?" if near else ""
         raise SiteError(f"the model has no site {site!r}.{hint} Its sites: {', '.join(known)}")
 
 
-def at(hooks: Hooks, site: str, layer: int | None, value: Tensor) -> Tensor:
-    """The value that goes on from a site: what its hook returns, or ``value`` itself.
+def checked(tap: Tap, key: SiteKey) -> Tap:
+    """``tap``, which must keep the shape.
 
     Raises:
-        ValueError: when a hook returns another shape than it was given.
+        ValueError: from the returned function, when it does not.
     """
-    hook = hooks.get((site, layer)) if hooks else None
-    if hook is None:
-        return value
-    written = hook(value)
-    if written.shape != value.shape:
-        where = site if layer is None else f"{site} of layer {layer}"
-        raise ValueError(f"hook at {where} returned {tuple(written.shape)}, expected {tuple(value.shape)}")
-    return written
+
+    def write(value: Tensor) -> Tensor:
+        written = tap(value)
+        if written.shape != value.shape:
+            site, layer = key
+            where = site if layer is None else f"{site} of layer {layer}"
+            raise ValueError(
+                f"hook at {where} returned {tuple(written.shape)}, expected {tuple(value.shape)}"
+            )
+        return written
+
+    return write

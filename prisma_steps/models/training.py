@@ -103,7 +103,8 @@ class Trainer:
         self, model: ToyViT, train: Classified, test: Classified, settings: Settings, device: str
     ) -> None:
         """Make ready to train ``model`` in place."""
-        self.model = model.to(device)
+        self.model = model
+        nn.Module.to(model, device)  # transformers decorates its own .to so that types are lost
         self.train, self.test, self.settings, self.device = train, test, settings, device
         self.optimizer = _optimizer(model, settings)
         self.progress = Progress()
@@ -147,7 +148,7 @@ class Trainer:
         pixels, labels = self.train.batch(self._images(number), self.device)
         bfloat16 = self.settings.compute_dtype == "bfloat16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=bfloat16):
-            logits = self.model(pixels).float()
+            logits = self.model(pixels).logits.float()
         loss = F.cross_entropy(logits, labels)
         self._update(loss)
         value = loss.item()
@@ -206,7 +207,7 @@ def evaluate(model: ToyViT, images: Classified, device: str) -> tuple[float, flo
     loss, correct = 0.0, 0
     for where in torch.arange(len(images)).split(TEST_BATCH):
         pixels, labels = images.batch(where, device)
-        logits = model(pixels)
+        logits = model(pixels).logits
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(-1) == labels).sum())
     return loss / len(images), correct / len(images)

@@ -10,7 +10,7 @@ from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
 if TYPE_CHECKING:
     import xarray as xr
 
-    from prisma_steps.models.toy_vit import ToyViT
+    from prisma_steps.models.hooked import HookedViT
     from prisma_steps.sae.evaluation import Evaluation
 
 
@@ -59,7 +59,7 @@ def evaluate_sae(
     return label(_quality_dataset(evaluation, sae))
 
 
-def _prepare(sae: xr.Dataset, vit: ToyViT, device: str) -> Evaluation:
+def _prepare(sae: xr.Dataset, vit: HookedViT, device: str) -> Evaluation:
     """An evaluation at the place that the dictionary was trained on.
 
     Raises:
@@ -74,13 +74,12 @@ def _prepare(sae: xr.Dataset, vit: ToyViT, device: str) -> Evaluation:
         check_keys([(site, layer)], vit.sites, vit.n_layers)
     except SiteError as error:
         raise StepError(f"the dictionary does not belong to this model: {error}") from error
-    token_kind = vit.token_coords()["token_kind"]
-    # The patch embedding is read before CLS and registers join it.
-    site_kind = token_kind[token_kind == "patch"] if site == "embed" else token_kind
-    return Evaluation(load_dictionary(sae, device), (site, layer), site_kind, sae.attrs["tokens"])
+    places = vit.token_coords()
+    token_kind = places["token_kind"][vit.kept_at(site, places)]
+    return Evaluation(load_dictionary(sae, device), (site, layer), token_kind, sae.attrs["tokens"])
 
 
-def _run(evaluation: Evaluation, vit: ToyViT, images: xr.Dataset, batch_size: int, job: Job) -> None:
+def _run(evaluation: Evaluation, vit: HookedViT, images: xr.Dataset, batch_size: int, job: Job) -> None:
     """Add all images, a batch at a time."""
     from prisma_steps.data.pixels import labels, pixel_batch
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
-    from prisma_steps.models.toy_vit import ToyViT
+    from prisma_steps.models.hooked import HookedViT
 
 #: Activations made at once, at least one batch.
 BLOCK_BYTES = 128 * 2**20
@@ -87,7 +87,7 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
     return Blocks(label(template), _block_size(template, params), make)
 
 
-def _layers(vit: ToyViT, params: Params) -> list[int]:
+def _layers(vit: HookedViT, params: Params) -> list[int]:
     """Numbers of the blocks to read, once sites and layers are known to exist."""
     from prisma_steps.models.sites import SiteError
 
@@ -100,14 +100,14 @@ def _layers(vit: ToyViT, params: Params) -> list[int]:
     return layers
 
 
-def _first(images: xr.Dataset, vit: ToyViT, params: Params) -> xr.Dataset:
+def _first(images: xr.Dataset, vit: HookedViT, params: Params) -> xr.Dataset:
     """The images to read, once they are known to fit the model."""
-    count, size = images.sizes["image"], vit.config.image_size
+    count = images.sizes["image"]
     if params.n_images is not None and params.n_images > count:
         raise StepError(
             f"extract_activations: n_images is {params.n_images:,}, but there are only {count:,} images"
         )
-    found, expected = images["pixels"].shape[1:], (vit.config.n_channels, size, size)
+    found, expected = images["pixels"].shape[1:], vit.input_shape
     if found != expected:
         raise StepError(
             f"extract_activations: images are {found} (channel, row, column); the model was trained on "
@@ -117,7 +117,7 @@ def _first(images: xr.Dataset, vit: ToyViT, params: Params) -> xr.Dataset:
 
 
 def _read_block(
-    vit: ToyViT, images: xr.Dataset, where: range, layers: list[int], params: Params
+    vit: HookedViT, images: xr.Dataset, where: range, layers: list[int], params: Params
 ) -> dict[str, np.ndarray]:
     import numpy as np
 
@@ -127,14 +127,14 @@ def _read_block(
 
 
 def _read_batch(
-    vit: ToyViT, images: xr.Dataset, where: range, layers: list[int], params: Params
+    vit: HookedViT, images: xr.Dataset, where: range, layers: list[int], params: Params
 ) -> dict[str, np.ndarray]:
     import torch
 
     from prisma_steps.data.pixels import pixel_batch
     from prisma_steps.models.reading import UnfitValueError, read
 
-    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.cls.device)
+    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.device)
     dtype = getattr(torch, params.storage_dtype)
     try:
         values = read(vit, pixels, params.sites, layers, params.tokens, dtype)
@@ -144,12 +144,12 @@ def _read_batch(
     return {site: value.numpy() for site, value in values.items()}
 
 
-def _template(vit: ToyViT, images: xr.Dataset, layers: list[int], params: Params) -> xr.Dataset:
+def _template(vit: HookedViT, images: xr.Dataset, layers: list[int], params: Params) -> xr.Dataset:
     import dask.array as da
     import xarray as xr
 
     axes = _axes(vit, images, layers, params)
-    widths = {"d_model": vit.d_model, "d_head": vit.d_model // vit.config.n_heads, "d_mlp": vit.config.d_mlp}
+    widths = {"d_model": vit.d_model, "d_head": vit.d_head, "d_mlp": vit.d_mlp}
     sizes = {**{dim: len(values) for dim, values in axes.items()}, **widths}
     dims = {site: _dims(vit, site) for site in params.sites}
     used = {dim for site in dims for dim in dims[site]}
@@ -161,28 +161,28 @@ def _template(vit: ToyViT, images: xr.Dataset, layers: list[int], params: Params
     return xr.Dataset(zeros, coords).assign_coords(_carried(vit, images, axes["token"], used))
 
 
-def _dims(vit: ToyViT, site: str) -> tuple[str, ...]:
+def _dims(vit: HookedViT, site: str) -> tuple[str, ...]:
     image, *rest = SITE_DIMS[site]
     return (image, "layer", *rest) if vit.sites[site] else (image, *rest)
 
 
-def _axes(vit: ToyViT, images: xr.Dataset, layers: list[int], params: Params) -> dict[str, np.ndarray]:
+def _axes(vit: HookedViT, images: xr.Dataset, layers: list[int], params: Params) -> dict[str, np.ndarray]:
     """The coordinate of every dim that has one."""
     import numpy as np
 
-    sequence = np.arange(1 + vit.config.n_patches)
+    sequence = np.arange(len(vit.token_coords()["token_kind"]))
     return {
         "image": images["image"].values,
         "layer": np.array(layers),
         "token": _tokens(vit, params),
-        "head": np.arange(vit.config.n_heads),
+        "head": np.arange(vit.n_heads),
         "query_token": sequence,
         "key_token": sequence,
-        "class": np.arange(vit.config.n_classes),
+        "class": np.arange(vit.n_classes),
     }
 
 
-def _tokens(vit: ToyViT, params: Params) -> np.ndarray:
+def _tokens(vit: HookedViT, params: Params) -> np.ndarray:
     """Positions in the model's sequence of the tokens kept, which must be the same at every site."""
     import numpy as np
 
@@ -200,7 +200,7 @@ def _tokens(vit: ToyViT, params: Params) -> np.ndarray:
     return next(iter(by_site.values()), np.arange(0))
 
 
-def _carried(vit: ToyViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:
+def _carried(vit: HookedViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:
     """What is known of every image, token and class."""
     along_image = {
         name: ("image", coord.values) for name, coord in images.coords.items() if coord.dims == ("image",)

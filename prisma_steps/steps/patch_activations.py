@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
-    from prisma_steps.models.toy_vit import ToyViT
+    from prisma_steps.models.hooked import HookedViT
 
 #: Factors that the twins of a pair share (Matthey et al. 2017, dSprites).
 TWIN_FACTORS = ("scale", "orientation", "position_x", "position_y")
@@ -75,7 +75,7 @@ def _check_classes(model: xr.Dataset, images: xr.Dataset) -> None:
         )
 
 
-def _choose_pairs(vit: ToyViT, images: xr.Dataset, params: Params, job: Job) -> np.ndarray:
+def _choose_pairs(vit: HookedViT, images: xr.Dataset, params: Params, job: Job) -> np.ndarray:
     """Indices of the images of every pair, [pair, 2]: clean, corrupted."""
     import numpy as np
 
@@ -108,7 +108,7 @@ def _groups(images: xr.Dataset, params: Params) -> list[tuple[float, ...]]:
     return list(zip(*(images[name].values.tolist() for name in TWIN_FACTORS), strict=True))
 
 
-def _candidates(vit: ToyViT, images: xr.Dataset, params: Params, job: Job) -> Iterator[int]:
+def _candidates(vit: HookedViT, images: xr.Dataset, params: Params, job: Job) -> Iterator[int]:
     """Indices of the images that may enter a pair, in a seeded order."""
     import torch
 
@@ -125,7 +125,7 @@ def _candidates(vit: ToyViT, images: xr.Dataset, params: Params, job: Job) -> It
 
 
 def _sweep(
-    vit: ToyViT, images: xr.Dataset, pairs: np.ndarray, classes: torch.Tensor, params: Params, job: Job
+    vit: HookedViT, images: xr.Dataset, pairs: np.ndarray, classes: torch.Tensor, params: Params, job: Job
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """Run every cell: the variables of the artifact, with their dims."""
     import torch
@@ -164,7 +164,7 @@ def _check_ends(images: xr.Dataset, pairs: np.ndarray, equal: np.ndarray) -> Non
 
 
 def _labelled(
-    vit: ToyViT,
+    vit: HookedViT,
     images: xr.Dataset,
     pairs: np.ndarray,
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]],

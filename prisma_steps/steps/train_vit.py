@@ -152,7 +152,12 @@ def _history(images: xr.Dataset, model: ToyViT, trainer: Trainer) -> xr.Dataset:
     data = xr.Dataset(
         {name: ("step", values) for name, values in curves.items()},
         coords={"step": step, "epoch": ("step", epoch), "class_name": images["class_name"].variable},
-        attrs={**vars(model.config), "n_parameters": sum(p.numel() for p in model.parameters())},
+        attrs={**_sizes(model.config), "n_parameters": sum(p.numel() for p in model.parameters())},
     )
     data["test_accuracy"] = history["test_accuracy"][-1]
     return label(data)
+
+
+def _sizes(config: ToyViTConfig) -> dict[str, int | bool | str]:
+    """The fields that ``ToyViTConfig`` itself declares."""
+    return {name: getattr(config, name) for name in type(config).__annotations__ if name != "model_type"}

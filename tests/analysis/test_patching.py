@@ -12,6 +12,7 @@ from prisma_steps.analysis.patching import (
     patch_resid_pre,
     residual_stream,
 )
+from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.seeding import torch_generator
 
@@ -26,8 +27,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def model() -> ToyViT:
-    return ToyViT.initialised(CONFIG, torch_generator(0, "weights")).eval().requires_grad_(False)
+def model() -> HookedViT:
+    return HookedViT(ToyViT.initialised(CONFIG, torch_generator(0, "weights")).eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,13 @@ def pixels() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.rand(2, len(CLASSES), 1, 8, 8, generator=torch_generator(0, "pixels")))
 
 
-def sweep(model: ToyViT, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def sweep(model: HookedViT, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack(list(patch_resid_pre(model, source, target, CLASSES)), dim=1)
 
 
-def test_every_cell_is_one_hooked_forward(model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_every_cell_is_one_hooked_forward(
+    model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     clean, corrupted = pixels
     _, source = residual_stream(model, clean)
     _, target = residual_stream(model, corrupted)
@@ -61,7 +64,7 @@ def test_every_cell_is_one_hooked_forward(model: ToyViT, pixels: tuple[torch.Ten
 
 
 def test_batches_do_not_change_cells(
-    model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = [residual_stream(model, images)[1] for images in pixels]
     whole = sweep(model, *streams)
@@ -71,7 +74,7 @@ def test_batches_do_not_change_cells(
 
 
 def test_a_run_patched_into_itself_is_unchanged(
-    model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]
+    model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     logits, stream = residual_stream(model, pixels[0])
     unpatched = logit_difference(logits, CLASSES)
@@ -80,7 +83,7 @@ def test_a_run_patched_into_itself_is_unchanged(
 
 
 def test_all_tokens_of_a_layer_restore_the_source(
-    model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]
+    model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     """One "token" that is the whole stream of a layer: the patched run is the source's run."""
     logits, source = residual_stream(model, pixels[0])
@@ -94,7 +97,7 @@ def test_all_tokens_of_a_layer_restore_the_source(
         torch.testing.assert_close(found[:, 0], logits, **CLOSE)
 
 
-def test_cls_of_layer_0_carries_nothing(model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_cls_of_layer_0_carries_nothing(model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Before the first block, CLS is the same for every image."""
     _, source = residual_stream(model, pixels[0])
     logits, target = residual_stream(model, pixels[1])
@@ -102,14 +105,14 @@ def test_cls_of_layer_0_carries_nothing(model: ToyViT, pixels: tuple[torch.Tenso
     torch.testing.assert_close(sweep(model, source, target)[:, 0, 0], corrupted, **CLOSE)
 
 
-def test_target_is_left_as_it_was(model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_target_is_left_as_it_was(model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]) -> None:
     source, target = (residual_stream(model, images)[1] for images in pixels)
     before = target.clone()
     sweep(model, source, target)
     assert torch.equal(target, before)
 
 
-def test_only_layers_from_the_patched_one_on_are_run(model: ToyViT) -> None:
+def test_only_layers_from_the_patched_one_on_are_run(model: HookedViT) -> None:
     started = []
 
     class Watched:
@@ -125,7 +128,7 @@ def test_only_layers_from_the_patched_one_on_are_run(model: ToyViT) -> None:
 
 
 def test_residual_stream_is_that_of_the_model(
-    model: ToyViT, pixels: tuple[torch.Tensor, torch.Tensor]
+    model: HookedViT, pixels: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     logits, stream = residual_stream(model, pixels[0])
     torch.testing.assert_close(logits, model(pixels[0]), **CLOSE)

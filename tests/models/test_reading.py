@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.reading import UnfitValueError, kept_tokens, read
 from prisma_steps.models.sites import SiteError
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
@@ -15,8 +16,8 @@ CONFIG = ToyViTConfig(
 
 
 @pytest.fixture
-def model() -> ToyViT:
-    return ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0)).eval()
+def model() -> HookedViT:
+    return HookedViT(ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0)).eval())
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_float16_is_rounded_float32(model, pixels):
 )
 def test_values_that_cannot_be_held_name_image_and_site(model, pixels, monkeypatch, value, dtype, message):
     _, cache = model.run_with_cache(pixels, ["resid_post"])
-    cache["resid_post", 1][2, 3, 5] = -value
-    monkeypatch.setattr(model, "run_with_cache", lambda *_: (None, cache))
+    cache["resid_post", 1].data[2, 3, 5] = -value
+    monkeypatch.setattr(model, "read", lambda *_: cache)
     with pytest.raises(UnfitValueError, match=message) as caught:
         read(model, pixels, ["resid_post"], [0, 1, 2], "all", dtype)
     assert caught.value.image == 2

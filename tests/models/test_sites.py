@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prisma_steps.models.sites import SiteError, at, check_keys
+from prisma_steps.models.sites import SiteError, check_keys, checked, site_key
 
 SITES = {"embed": False, "resid_pre": True, "resid_post": True}
 
@@ -30,12 +30,24 @@ def test_keys_that_name_nothing_are_refused(key, message):
         check_keys([key], SITES, 3)
 
 
-def test_a_hook_must_keep_the_shape():
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("resid_post", ("resid_post", None)),
+        ("hook_resid_post", ("resid_post", None)),
+        ("blocks.11.hook_resid_post", ("resid_post", 11)),
+        ("blocks.0.attn.hook_q", ("q", 0)),
+        ("blocks.2.ln1.hook_normalized", ("ln1_out", 2)),
+        ("ln_final.hook_normalized", ("ln_final", None)),
+        ("hook_ln_pre", ("full_embed", None)),
+        ("blocks.2.resid_post", ("blocks.2.resid_post", 2)),
+    ],
+)
+def test_names_of_transformer_lens(name, key):
+    assert site_key(name) == key
+
+
+def test_a_tap_must_keep_the_shape():
+    tap = checked(lambda value: value[:, 0], ("resid_pre", 1))
     with pytest.raises(ValueError, match=r"hook at resid_pre of layer 1 returned \(2,\), expected \(2, 3\)"):
-        at({("resid_pre", 1): lambda value: value[:, 0]}, "resid_pre", 1, torch.zeros(2, 3))
-
-
-def test_without_a_hook_the_value_itself_goes_on():
-    value = torch.zeros(2)
-    assert at({}, "embed", None, value) is value
-    assert at({("resid_pre", 0): torch.exp}, "embed", None, value) is value
+        tap(torch.zeros(2, 3))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.evaluation import Evaluation
@@ -19,9 +20,9 @@ SITE = ("resid_post", 0)
 
 
 @pytest.fixture(scope="module")
-def vit() -> ToyViT:
+def vit() -> HookedViT:
     model = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
-    return model.eval().requires_grad_(False)
+    return HookedViT(model.eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")

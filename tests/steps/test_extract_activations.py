@@ -149,7 +149,7 @@ def test_float16_is_asked_for(model, images):
 )
 def test_values_that_cannot_be_stored_name_image_and_site(images, tmp_path, value, params, message):
     broken = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
-    broken.blocks[0].mlp_out.bias.data[3] = value
+    broken.blocks[0].mlp.fc2.bias.data[3] = value
     with pytest.raises(StepError, match=f"image '{images['image'].values[0]}': {message}"):
         extract(save(broken, tmp_path), images, sites=["resid_pre"], **params)
 
@@ -167,8 +167,8 @@ def test_layers_that_are_not_there_are_refused(model, images, params, message):
 
 
 def test_sites_that_the_model_lacks_are_refused(images, tmp_path):
-    config = {**vars(CONFIG), "attention_only": True}
-    bare = save(ToyViT.initialised(ToyViTConfig(**config), torch.Generator().manual_seed(0)), tmp_path)
+    config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "attention_only": True})
+    bare = save(ToyViT.initialised(config, torch.Generator().manual_seed(0)), tmp_path)
     with pytest.raises(StepError, match="no site 'mlp_out'.*Its sites: embed"):
         extract(bare, images, sites=["mlp_out"])
 

@@ -133,8 +133,8 @@ def test_twins_need_factors(model: Artifact, images: xr.Dataset) -> None:
 def test_only_images_classified_correctly_are_used(model: Artifact, images: xr.Dataset) -> None:
     pixels = pixel_batch(images, slice(None))
     vit = load_model(model)
-    vit.head.bias -= vit(pixels).mean(0)  # else the untrained model gives all images one class
-    model_files(vit)["model.safetensors"](model.folder / "model.safetensors")
+    vit.model.head.bias -= vit(pixels).mean(0)  # else the untrained model gives all images one class
+    model_files(vit.model)["model.safetensors"](model.folder / "model.safetensors")
     answer = vit(pixels).argmax(-1).numpy()
     correct = np.arange(18) >= 4
     images["label"] = ("image", np.where(correct, answer, (answer + 1) % 3))

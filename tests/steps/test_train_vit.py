@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_a_model_artifact_is_left(digits, tmp_path):
     assert not any(output.data[name].isnull().any() for name in output.data)
     bytes_of(output, tmp_path)
     model = load_model(Artifact(output.data, tmp_path))
-    assert output.data.attrs["n_parameters"] == sum(p.numel() for p in model.parameters())
+    assert output.data.attrs["n_parameters"] == sum(p.numel() for p in model.model.parameters())
     assert model.config.n_classes == 10 and model.config.image_size == 8
 
 
@@ -168,6 +167,6 @@ def test_architecture_is_the_one_asked_for(digits, tmp_path):
     asked = {"n_layers": 2, "attention_only": True, "layer_norm": False}
     output = train_vit(digits, params(**asked, epochs=1), Job())
     bytes_of(output, tmp_path)
-    config = dataclasses.asdict(load_model(Artifact(output.data, tmp_path)).config)
+    config = load_model(Artifact(output.data, tmp_path)).config.to_dict()
     assert {name: config[name] for name in asked} == asked
     assert np.isfinite(output.data["test_loss"]).all()
