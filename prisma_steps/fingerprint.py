@@ -6,12 +6,14 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prisma_steps.data.listing import walk
 from prisma_steps.step import Step, StepParams, outside_fields
 
 #: Raised by hand when the engine itself comes to compute or lay out artifacts differently.
@@ -207,32 +209,52 @@ def _dump(node: Any) -> str:
 def folder_digest(folder: Path, memory: Path) -> str:
     """Digest of the names and contents of the files in ``folder``, whatever their mtimes.
 
-    Contents are read once: ``memory`` keeps each file's digest with its size and mtime. Names that begin with
-    a dot are passed over: file managers leave such files where they please.
+    Contents are read once: ``memory`` keeps each file's digest with its size and mtime, and where a folder of
+    this content was seen (``places``). Names that begin with a dot are passed over: file managers leave such
+    files where they please.
     """
     file = memory / f"{digest(str(folder))[:32]}.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    found = {name.as_posix(): path for name, path in paths if not any(part[0] == "." for part in name.parts)}
-    fresh = {name: _remembered(path, known.get(name)) for name, path in found.items()}
+    fresh = {name: _remembered(entry, known.get(name)) for name, entry in walk(folder) if entry.is_file()}
     if fresh != known:
-        memory.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{digest(fresh)[:8]}")
-        unfinished.write_text(json.dumps(fresh))
-        unfinished.replace(file)
-    return digest({name: entry[2] for name, entry in fresh.items()})
+        _replace(file, fresh)
+    content = digest({name: entry[2] for name, entry in fresh.items()})
+    seen = places(content, memory)
+    if str(folder) not in seen[:1]:
+        _replace(
+            _places_file(content, memory), [str(folder), *(place for place in seen if place != str(folder))]
+        )
+    return content
 
 
-def _remembered(path: Path, known: list[Any] | None) -> list[Any]:
+def places(content: str, memory: Path) -> list[str]:
+    """The folders of a digest that were seen on this machine, the latest first."""
+    file = _places_file(content, memory)
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def _places_file(content: str, memory: Path) -> Path:
+    return memory / "places" / f"{content[:32]}.json"
+
+
+def _replace(file: Path, value: Any) -> None:
+    """Write JSON in one move."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{digest(value)[:8]}")
+    unfinished.write_text(json.dumps(value))
+    unfinished.replace(file)
+
+
+def _remembered(entry: os.DirEntry[str], known: list[Any] | None) -> list[Any]:
     """[size, mtime in ns, sha256] of a file, from memory when size and mtime are as they were.
 
     The mtime of a file changed a moment ago is not kept: another change may leave it with the same one.
     """
-    status = path.stat()
+    status = entry.stat()
     if known is not None and known[:2] == [status.st_size, status.st_mtime_ns]:
         return known
     settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
-    return [status.st_size, status.st_mtime_ns if settled else None, file_digest(path)]
+    return [status.st_size, status.st_mtime_ns if settled else None, file_digest(Path(entry.path))]
 
 
 def file_digest(path: Path) -> str:

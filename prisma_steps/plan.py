@@ -190,7 +190,7 @@ def _parameters(
 
 def _outside_digest(plan: Plan, where: str, folder: Path) -> str:
     try:
-        return fingerprint.folder_digest(folder, plan.store.root / ".fingerprints")
+        return fingerprint.folder_digest(folder, plan.store.memory)
     except OSError as error:
         what = f"cannot be read: {error.strerror}: {error.filename}"
         raise ExperimentError(plan.experiment.file, [Problem(0, 0, where, what)]) from None

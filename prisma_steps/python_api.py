@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from prisma_steps import datasets
+from prisma_steps.execution import open_artifact
 from prisma_steps.plan import Plan, plan_experiment
 from prisma_steps.problems import nearest
 from prisma_steps.store import Store
@@ -51,5 +53,7 @@ def load_node(plan: Plan, node: str) -> xr.Dataset:
         raise NotThere(
             f"{len(absent)} of {len(jobs)} artifacts of {node} are not there yet ({shown}): {hint}"
         )
-    parts = [datasets.open_dataset(plan.store.artifact(job.step, job.key).data, chunks={}) for job in jobs]
+    threads = os.cpu_count() or 1
+    found = [plan.store.artifact(job.step, job.key) for job in jobs]
+    parts = [open_artifact(plan.store, artifact, threads, as_dask=True) for artifact in found]
     return datasets.combine(parts, plan.experiment.axes[node])

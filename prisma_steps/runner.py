@@ -123,6 +123,11 @@ def _compute(
     step = load_step(spec["step"])
     if fingerprint.code_digest(step) != spec["identity"]["code"]:
         raise JobError(f"{spec['title']}: the code changed after this run was planned; run again")
+    for name, content in spec["identity"].get("outside", {}).items():
+        if fingerprint.folder_digest(Path(spec["parameters"][name]), store.memory) != content:
+            raise JobError(
+                f"{spec['title']}: the content of {name} changed after this run was planned; run again"
+            )
     began = time.monotonic()
     made, facts = execute(step, spec, store, store.partial(spec["key"]), status.progress, threads)
     facts |= {

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 #: Dimensions and what one index along each of them is.
 DIMS: Mapping[str, str] = {
-    "image": "an image; its coordinate is a stable string id",
+    "image": "an image or clip; its coordinate is a stable string id",
+    "frame": "a frame of a clip, from its first",
     "channel": "a colour channel",
     "row": "a pixel row, from the top",
     "column": "a pixel column, from the left",
@@ -107,6 +108,9 @@ TRANSFORMER_LENS_SITES: Mapping[str, str] = {
     "ln_final.hook_normalized": "ln_final",
 }
 
+#: Dims of one clip's pixels; those of one still image are the last three.
+IMAGE_DIMS = ("frame", "channel", "row", "column")
+
 #: Sites that exist once and not once a layer.
 SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
 
@@ -127,10 +131,13 @@ MEANINGS: Mapping[str, Meaning] = {
     "orientation": Meaning("sprite orientation", "rad"),
     "position_x": Meaning("sprite position, horizontal", "1"),
     "position_y": Meaning("sprite position, vertical", "1"),
+    "velocity_x": Meaning("sprite velocity to the right", "pixel/frame"),
+    "velocity_y": Meaning("sprite velocity downwards", "pixel/frame"),
     "epoch": Meaning("passes over the training images", "epoch"),
     "tokens_seen": Meaning("training tokens seen", "token"),
     # images
     "pixels": Meaning("intensity", "1/255"),
+    "pixel_hash": Meaning("first 64 bits of the SHA-256 of the pixels", "1"),
     # training
     "train_loss": Meaning("training cross-entropy", "nat"),
     "train_accuracy": Meaning("training accuracy", "1"),
@@ -188,6 +195,7 @@ class Kind:
         name: the word used in messages and in the JSON schema.
         dims: every dimension that an artifact of this kind may have.
         required: variables that must be there, with their dims.
+        otherwise: dims that a required variable may have instead.
         files: files that must lie beside the data. A slot of such a kind receives an ``Artifact``
             (data and files) instead of a Dataset.
     """
@@ -196,6 +204,7 @@ class Kind:
     dims: frozenset[str]
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    otherwise: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __hash__(self) -> int:
         """Kinds are told apart by their names."""
@@ -204,8 +213,9 @@ class Kind:
 
 Images = Kind(
     "images",
-    frozenset({"image", "channel", "row", "column", "class"}),
-    required={"pixels": ("image", "channel", "row", "column")},
+    frozenset({"image", *IMAGE_DIMS, "class"}),
+    required={"pixels": ("image", *IMAGE_DIMS[1:])},
+    otherwise={"pixels": ("image", *IMAGE_DIMS)},  # clips
 )
 Model = Kind("model", frozenset({"step", "class"}), files=("model.safetensors", "config.json"))
 Activations = Kind(
@@ -261,10 +271,11 @@ def check(data: xr.Dataset, kind: Kind) -> None:
     if strange:
         problems.append(f"unexpected dims {sorted(strange)}; {kind.name} has {sorted(kind.dims)}")
     for name, dims in kind.required.items():
+        fitting = list(dict.fromkeys([dims, kind.otherwise.get(name, dims)]))
         if name not in data:
             problems.append(f"variable {name!r} is missing")
-        elif data[name].dims != dims:
-            problems.append(f"{name} has dims {data[name].dims}, expected {dims}")
+        elif data[name].dims not in fitting:
+            problems.append(f"{name} has dims {data[name].dims}, expected {' or '.join(map(str, fitting))}")
     if "image" in data.dims and not data.get_index("image").is_unique:
         problems.append("image ids are not unique")
     if problems:

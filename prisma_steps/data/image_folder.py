@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from prisma_steps.data.files import BrokenFile, Files, files_source, names_below
 from prisma_steps.data.source import ImageSource
 from prisma_steps.step import StepError
 
@@ -20,7 +21,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _WIDE = ("I", "F")
 
 
-def source(folder: str, size: int) -> ImageSource:
+def source(folder: str, size: int, threads: int = 1) -> ImageSource:
     """The images of a folder, in the order of their paths, as RGB of ``size`` × ``size``.
 
     An image is turned upright as its EXIF data say, resized (bicubic) so that its shorter side is ``size``,
@@ -32,81 +33,48 @@ def source(folder: str, size: int) -> ImageSource:
             lie in class folders and others do not, and, as pixels are read, for files that are no images.
     """
     root = Path(folder)
-    ids = sorted(_files(root))
-    if not ids:
+    names = names_below(root, ImageFile.dataset)
+    if not names:
         raise StepError(f"image_folder: no image in {folder!r}: it must hold image files or folders of them.")
-    classes = _classes(ids)
-    names = np.array(ids)
-    labels = {} if classes is None else {"label": _labels(ids, classes)}
-    return ImageSource(
-        count=len(ids),
-        shape=(3, size, size),
-        class_names=classes,
-        coords=lambda index: {"image": names[index], **{name: of[index] for name, of in labels.items()}},
-        pixels=lambda index: _read_all(root, ids, index, size),
-    )
+    foreign = frozenset(name for name in names if not is_image_name(name))
+    return files_source(Files(root, names, ImageFile(size), threads, foreign), "images")
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Paths of the files below ``root``; links to folders inside it are not followed twice."""
-    if not root.is_dir():
-        raise StepError(f"image_folder: {str(root)!r} is not a folder. Set `path` to a folder of images.")
-    leaving = []
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in [*below, *files]:
-            path = Path(folder, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                leaving.append(path.relative_to(root).as_posix())
-        yield from (
-            Path(folder, name).relative_to(root).as_posix() for name in files if not name.startswith(".")
-        )
-    if leaving:
-        raise StepError(
-            f"image_folder: links that lead out of the folder: {', '.join(sorted(leaving))}. Content outside "
-            "the folder is not part of its fingerprint: replace the links with the files."
-        )
+def is_image_name(name: str) -> bool:
+    """Whether the ending of a file's name is that of an image format."""
+    return PurePosixPath(name).suffix.lower() in Image.registered_extensions()
 
 
-def _classes(ids: Sequence[str]) -> tuple[str, ...] | None:
-    """Names of the classes in alphabetical order, or None when every image lies in the folder itself."""
-    beside = [name for name in ids if "/" not in name]
-    if len(beside) == len(ids):
-        return None
-    if beside:
-        raise StepError(
-            f"image_folder: {len(beside)} of {len(ids)} images lie beside the class folders ({beside[0]!r}). "
-            "Put every image into a class folder, or all of them into the folder itself."
-        )
-    return tuple(sorted({PurePosixPath(name).parts[0] for name in ids}))
+@dataclass(frozen=True)
+class ImageFile:
+    """How an image file is read."""
 
+    size: int
+    dataset: ClassVar[str] = "image_folder"
 
-def _labels(ids: Sequence[str], classes: Sequence[str]) -> Integer[np.ndarray, " image"]:
-    number = {name: place for place, name in enumerate(classes)}
-    return np.array([number[PurePosixPath(name).parts[0]] for name in ids])
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channel, row, column)."""
+        return (3, self.size, self.size)
 
-
-def _read_all(
-    root: Path, ids: Sequence[str], index: Integer[np.ndarray, " image"], size: int
-) -> UInt8[np.ndarray, "image channel row column"]:
-    try:
-        chosen = [ids[int(number)] for number in index]
-        return np.stack([_read(root / name, size) for name in chosen])
-    except _BROKEN as error:
-        raise StepError(_report(root, ids, size)) from error
-
-
-def _report(root: Path, ids: Sequence[str], size: int) -> str:
-    """A message on every file of the folder that cannot be read, not only on the first one met."""
-    problems = []
-    for name in ids:
+    def read(self, path: Path) -> UInt8[np.ndarray, "channel row column"]:
+        """The image upright, resized and cut to the square in its middle."""
         try:
-            _read(root / name, size)
+            with Image.open(path) as image:
+                if image.mode.startswith(_WIDE):
+                    raise BrokenFile(
+                        f"{image.mode} pixels do not fit 8 bits a channel; convert the file first"
+                    )
+                upright = ImageOps.exif_transpose(image).convert("RGB")
         except _BROKEN as error:
-            problems.append(f"  {name}: {_reason(error)}")
-    return "\n".join(
-        [f"image_folder: {len(problems)} of {len(ids)} files are no images that can be read:", *problems]
-    )
+            raise BrokenFile(_reason(error)) from error
+        return middle_square(upright, self.size)
+
+
+def middle_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "channel row column"]:
+    """The square in the middle of an image, resized (bicubic) to ``size`` × ``size``."""
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def _reason(error: Exception) -> str:
@@ -114,12 +82,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image file"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
-
-
-def _read(file: Path, size: int) -> UInt8[np.ndarray, "channel row column"]:
-    with Image.open(file) as image:
-        if image.mode.startswith(_WIDE):
-            raise ValueError(f"{image.mode} pixels do not fit 8 bits a channel; convert the file first")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square).transpose(2, 0, 1)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
+from prisma_steps.schema import IMAGE_DIMS
 from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def pixel_batch(
-    images: xr.Dataset, where: slice | Sequence[int] | Integer[np.ndarray, " batch"]
-) -> Float[Tensor, "image channel row column"]:
-    """The pixels of some images, float32 in [0, 1]. Only these are read from the store."""
+Where: TypeAlias = slice | Sequence[int] | Integer[np.ndarray, " batch"]
+
+
+def pixel_batch(images: xr.Dataset, where: Where) -> Float[Tensor, "image *frame channel row column"]:
+    """The pixels of some images, or clips, float32 in [0, 1]. Only these are read."""
+    return raw_batch(images, where).float() / 255
+
+
+def raw_batch(images: xr.Dataset, where: Where) -> UInt8[Tensor, "image *frame channel row column"]:
+    """The pixels of some images, or clips, 0 to 255, as a model's image processor starts from."""
     chosen = where if isinstance(where, slice) else np.asarray(where)
-    stored = images["pixels"].isel(image=chosen).transpose("image", "channel", "row", "column")
-    return torch.from_numpy(np.array(stored.values)).float() / 255
+    dims = [dim for dim in ("image", *IMAGE_DIMS) if dim in images["pixels"].dims]
+    # Read first: of pixels that stay in files, another order of dims makes a list of single ones to be read.
+    read = images["pixels"].isel(image=chosen).compute().transpose(*dims)
+    return torch.from_numpy(np.array(read.values))
 
 
 def labels(images: xr.Dataset) -> Int[Tensor, " image"]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from prisma_steps.data.pixels import labels, pixel_batch
+from prisma_steps.data.pixels import labels, pixel_batch, raw_batch
 from prisma_steps.step import StepError
 
 
@@ -36,6 +36,20 @@ def test_a_batch_is_a_copy(images):
     before = images["pixels"].values.copy()
     pixel_batch(images, slice(None)).zero_()
     np.testing.assert_array_equal(images["pixels"].values, before)
+
+
+def test_the_raw_batch_is_what_is_stored(images):
+    batch = raw_batch(images.transpose("row", ...), [3, 1])
+    assert batch.dtype == torch.uint8
+    np.testing.assert_array_equal(batch.numpy(), images["pixels"].values[[3, 1]])
+
+
+def test_clips_keep_their_frames():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 2, 3, 4), dtype=np.uint8)
+    clips = xr.Dataset({"pixels": (("image", "frame", "channel", "row", "column"), pixels)})
+    for stored in (clips, clips.transpose("channel", "frame", "column", "image", "row")):
+        np.testing.assert_array_equal(raw_batch(stored, slice(1, 3)).numpy(), pixels[1:3])
+        assert torch.equal(pixel_batch(stored, [4]), torch.from_numpy(pixels[[4]]).float() / 255)
 
 
 def test_labels(images):

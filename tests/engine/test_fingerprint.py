@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from prisma_steps.fingerprint import (
     key_of,
     module_definitions,
     parameters_in_key,
+    places,
     reached_modules,
 )
 from prisma_steps.step import Field, OutsideFolder, StepParams, all_steps
@@ -341,6 +343,32 @@ def test_the_place_of_the_folder_is_nothing_the_names_in_it_are(folder: Path, tm
     assert folder_digest(moved, tmp_path / "memory") == first
     (moved / "cats/1.png").rename(moved / "dogs/3.png")
     assert folder_digest(moved, tmp_path / "memory") != first
+
+
+def test_places_of_a_content_are_remembered_the_latest_first(folder: Path, tmp_path: Path) -> None:
+    memory, copy = tmp_path / "memory", tmp_path / "copy"
+    content = folder_digest(folder, memory)
+    assert places(content, memory) == [str(folder)]
+    shutil.copytree(folder, copy)
+    assert folder_digest(copy, memory) == content
+    assert places(content, memory) == [str(copy), str(folder)]
+    assert folder_digest(folder, memory) == content
+    assert places(content, memory) == [str(folder), str(copy)]
+    (copy / "cats/1.png").unlink()
+    assert places(folder_digest(copy, memory), memory) == [str(copy)]
+    assert places("0" * 64, memory) == []
+
+
+def test_every_folder_is_listed_once_and_no_file_asked_twice(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    folder_digest(folder, tmp_path / "memory")
+    listed, real = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or real(path))
+    monkeypatch.setattr(Path, "stat", lambda path, **_: pytest.fail(f"asked for {path}"))
+    monkeypatch.setattr(Path, "exists", lambda _path: True)
+    folder_digest(folder, tmp_path / "memory")
+    assert sorted(listed) == ["cats", "dogs", "images"]
 
 
 def test_a_file_that_goes_while_it_is_hashed_leaves_no_half_memory(

@@ -481,7 +481,7 @@ FILES = {
     ),
     "folder where none is read": (
         images("dataset: digits, path: ."),
-        [Told(2, 3, "sprites", "`path` is for dataset: image_folder, not for digits")],
+        [Told(2, 3, "sprites", "`path` is for dataset: image_folder or video_folder, not for digits")],
     ),
     # --- all at once
     "many mistakes": (

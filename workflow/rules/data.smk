@@ -1,6 +1,8 @@
 # Images into the store.
 
 
+# One thread, which is all that drawing takes. For a large folder, whose files are decoded side by side:
+# prisma-steps run EXPERIMENT -- --set-threads load_images=8
 rule load_images:
     input:
         missing_inputs,
@@ -13,7 +15,7 @@ rule load_images:
     threads: 1
     resources:
         mem_mb=4000,
-        runtime=120,
+        runtime=480,
     params:
         job=job_spec,
         store=str(PLAN.store.root),
