@@ -79,8 +79,8 @@ def ours(focus_vit, pixels) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("place", PLACES)
 def test_every_token_is_as_onnxruntime_computes_it(ours, theirs, place):
     apart = (ours[place] - theirs[place]).norm(dim=-1) / theirs[place].norm(dim=-1)
-    # Two float32 computations in different orders. Measured: over all tokens of a place together they are at most
-    # 2.1e-6 apart, at the worst token 8.2e-6; torch is at most 6.6e-6 off float64, onnxruntime 4.9e-6.
+    # Two float32 computations in different orders. Measured: over all tokens of a place together they are at
+    # most 2.1e-6 apart, at the worst token 8.2e-6; torch is at most 6.6e-6 off float64, onnxruntime 4.9e-6.
     # Of the mistakes tried in the blocks the mildest, GELU's tanh approximation, makes 8.8e-4 in layer 0.
     assert apart.shape == (3, 1 + 16 * 16)
     assert apart.max() < 3e-5
