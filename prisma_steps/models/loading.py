@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from prisma_steps.models.heads import load_head
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.step import Artifact, StepError
@@ -55,7 +56,9 @@ def load_model(artifact: Artifact, device: str = "cpu") -> HookedViT:
         StepError: when the configuration is of no known model, or the weights do not fit it.
     """
     names = artifact.data["class_name"].values.tolist() if "class_name" in artifact.data.variables else None
-    return HookedViT(open_pretrained(artifact.folder, device), class_names=names)
+    head = load_head(artifact.folder)
+    model = open_pretrained(artifact.folder, device)
+    return HookedViT(model, None if head is None else head.to(device), names)
 
 
 def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:

@@ -1,0 +1,114 @@
+"""Heads for models that come without one: a linear probe, and zero-shot classification by text.
+
+A head is called with what the model returns, and lies beside its weights: ``head.safetensors`` holds its
+tensors, and in its metadata which head it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prisma_steps.step import StepError
+
+HEAD = "head.safetensors"
+
+#: What of the last hidden state a probe reads: CLS, the mean of the patches, or both side by side.
+Features: TypeAlias = Literal["cls", "mean_patch", "cls_mean_patch"]
+
+
+class LinearProbe(nn.Module):
+    """Logits as a linear function of the model's features."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "class feature"],
+        bias: Float[Tensor, " class"],
+        features: Features,
+        n_prefix: int,
+    ) -> None:
+        """Read ``features`` of a model with ``n_prefix`` tokens before its patches."""
+        super().__init__()
+        self.weight, self.bias = nn.Buffer(weight), nn.Buffer(bias)
+        self.features: Features = features
+        self.n_prefix = n_prefix
+
+    @property
+    def out_features(self) -> int:
+        """Number of classes."""
+        return len(self.bias)
+
+    def forward(self, returned: Any) -> Float[Tensor, "image class"]:
+        """Logits of what the model returned."""
+        hidden = returned.last_hidden_state
+        return F.linear(features_of(hidden, self.features, self.n_prefix), self.weight, self.bias)
+
+
+def features_of(
+    hidden: Float[Tensor, "image token d_model"], features: Features, n_prefix: int
+) -> Float[Tensor, "image feature"]:
+    """What a probe reads of the last hidden state of a model with ``n_prefix`` tokens before its patches."""
+    parts = {"cls": lambda: hidden[:, 0], "mean_patch": lambda: hidden[:, n_prefix:].mean(1)}
+    wanted = {"cls_mean_patch": ("cls", "mean_patch")}.get(features, (features,))
+    return torch.cat([parts[name]() for name in wanted], dim=-1)
+
+
+class ZeroShotHead(nn.Module):
+    """Cosines of the image's embedding to those of texts, times CLIP's temperature.
+
+    Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
+    """
+
+    def __init__(self, text: Float[Tensor, "class embedding"], scale: float) -> None:
+        """Compare with ``text``, one embedding a class; ``scale`` is the inverse of the temperature."""
+        super().__init__()
+        self.text = nn.Buffer(F.normalize(text, dim=-1))
+        self.scale = nn.Buffer(torch.tensor(scale))
+
+    @property
+    def out_features(self) -> int:
+        """Number of classes."""
+        return len(self.text)
+
+    def forward(self, returned: Any) -> Float[Tensor, "image class"]:
+        """Logits of what the model returned."""
+        embedding = getattr(returned, "image_embeds", None)
+        image = returned.pooler_output if embedding is None else embedding
+        return self.scale * F.normalize(image, dim=-1) @ self.text.T
+
+
+def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path], None]]:
+    """A writer for the file of a head. The same head gives the same bytes."""
+    told = {"kind": type(head).__name__}
+    if isinstance(head, LinearProbe):
+        told |= {"features": head.features, "n_prefix": str(head.n_prefix)}
+    tensors = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+    return {HEAD: lambda path: save_file(tensors, path, metadata=told)}
+
+
+def load_head(folder: Path) -> nn.Module | None:
+    """The head that lies in a model's folder; None where there is none.
+
+    Raises:
+        StepError: when the file is of no known head.
+    """
+    file = folder / HEAD
+    if not file.exists():
+        return None
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+    if told.get("kind") == "LinearProbe":
+        features: Any = told["features"]
+        return LinearProbe(tensors["weight"], tensors["bias"], features, int(told["n_prefix"]))
+    if told.get("kind") == "ZeroShotHead":
+        return ZeroShotHead(tensors["text"], tensors["scale"].item())
+    raise StepError(f"{HEAD} is of the kind {told.get('kind')!r}, expected LinearProbe or ZeroShotHead")
