@@ -6,6 +6,7 @@ leave. It is therefore left out of code digests (see ``fingerprint.py``), and a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -110,6 +111,19 @@ TRANSFORMER_LENS_SITES: Mapping[str, str] = {
 
 #: Dims of one clip's pixels; those of one still image are the last three.
 IMAGE_DIMS = ("frame", "channel", "row", "column")
+
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def site_key(name: str) -> tuple[str, int | None]:
+    """The site and layer of a name as TransformerLens has it (``blocks.3.attn.hook_q``), or of a short one.
+
+    The layer is None where the name has none.
+    """
+    layered = _IN_BLOCK.fullmatch(name)
+    layer, inner = (int(layered[1]), layered[2]) if layered else (None, name)
+    return TRANSFORMER_LENS_SITES.get(inner, inner if layer is None else name), layer
+
 
 #: Sites that exist once and not once a layer.
 SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")

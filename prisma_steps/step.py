@@ -6,6 +6,7 @@ this module, or a module that declares a step, imports neither torch nor xarray:
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -21,9 +22,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from prisma_steps.schema import Figure, Kind
+from prisma_steps.schema import SITE_DIMS, Figure, Kind, site_key
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,6 +36,7 @@ __all__ = [
     "Job",
     "Output",
     "OutsideFolder",
+    "SiteName",
     "Slot",
     "Step",
     "StepError",
@@ -71,6 +73,22 @@ class Outside:
 
 #: A folder outside the store. Relative paths start at the experiment file's folder.
 OutsideFolder = Annotated[str, Outside()]
+
+
+def _short_site(name: str) -> str:
+    """The short name of a site that is named as here or as in TransformerLens."""
+    site, layer = site_key(name)
+    if layer is not None and site in SITE_DIMS:
+        raise ValueError(f"names one layer: write {site}, and layer {layer} where layers are named")
+    if site not in SITE_DIMS:
+        near = difflib.get_close_matches(site, SITE_DIMS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no such site: {name}.{hint} Sites: {', '.join(SITE_DIMS)}")
+    return site
+
+
+#: The name of a site, short or as TransformerLens has it (``attn.hook_q``), which is kept as the short one.
+SiteName = Annotated[str, AfterValidator(_short_site)]
 
 
 @cache

@@ -11,8 +11,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prisma_steps.models.sites import SiteError, SiteKey, site_key
-from prisma_steps.schema import SITE_DIMS, label
+from prisma_steps.models.sites import SiteError, SiteKey
+from prisma_steps.schema import SITE_DIMS, label, site_key
 
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT

@@ -39,9 +39,8 @@ from prisma_steps.models.sites import (
     check_keys,
     check_site,
     checked,
-    site_key,
 )
-from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER
+from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, site_key
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
 #: TransformerLens has for either.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from torch import Tensor
 
-from prisma_steps.schema import SITE_DIMS, TRANSFORMER_LENS_SITES
+from prisma_steps.schema import SITE_DIMS
 
 #: A site and its block, counted from 0; the block is None for a site that exists once.
 SiteKey: TypeAlias = tuple[str, int | None]
@@ -21,21 +20,9 @@ Hooks: TypeAlias = Mapping[SiteKey, Tap]
 #: The place of every site in a forward pass, block by block: a value is read after earlier writes to it.
 ORDER: Mapping[str, int] = {site: place for place, site in enumerate(SITE_DIMS)}
 
-_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-
 
 class SiteError(ValueError):
     """A site or a layer that the model does not have."""
-
-
-def site_key(name: str) -> SiteKey:
-    """The key of a name as TransformerLens spells it (``blocks.3.attn.hook_q``), or of a short one.
-
-    The layer is None where the name has none.
-    """
-    layered = _IN_BLOCK.fullmatch(name)
-    layer, inner = (int(layered[1]), layered[2]) if layered else (None, name)
-    return TRANSFORMER_LENS_SITES.get(inner, inner if layer is None else name), layer
 
 
 def check_keys(keys: Iterable[SiteKey], sites: Mapping[str, bool], n_layers: int) -> None:

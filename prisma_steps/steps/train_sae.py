@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from prisma_steps.schema import SITE_DIMS, Activations, Dictionary, label
-from prisma_steps.step import Field, Job, StepError, StepParams, step
+from prisma_steps.step import Field, Job, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Params(StepParams):
     """Settings of one training run of a sparse autoencoder."""
 
-    site: str | None = Field(
+    site: SiteName | None = Field(
         None, description="site whose activations to train on; needed only where several are stored"
     )
     layer: int | Literal["last"] = Field("last", description="block of the site, or the last one stored")

@@ -247,7 +247,11 @@ FILES = {
     ),
     "unknown site": (
         f"nodes:\n{SPRITES}{VIT}{ACTS.replace('resid_post', 'resid_pos')}",
-        [Told(4, 66, "acts.sites", "resid_pos")],
+        [Told(4, 74, "acts.sites.0", "Did you mean resid_post?")],
+    ),
+    "site with a layer": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('resid_post', 'blocks.3.hook_resid_post')}",
+        [Told(4, 74, "acts.sites.0", "names one layer: write resid_post")],
     ),
     "missing parameter": (
         "nodes:\n  sprites: {step: load_images}\n",

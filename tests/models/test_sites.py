@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prisma_steps.models.sites import SiteError, check_keys, checked, site_key
+from prisma_steps.models.sites import SiteError, check_keys, checked
+from prisma_steps.schema import site_key
 
 SITES = {"embed": False, "resid_pre": True, "resid_post": True}
 

@@ -183,7 +183,7 @@ def test_images_that_do_not_fit_the_model_are_refused(model):
     ("params", "message"),
     [
         ({"sites": []}, "at least 1"),
-        ({"sites": ["resid"]}, "no such site: resid. Sites: embed"),
+        ({"sites": ["resid"]}, "no such site: resid. Did you mean resid_pre"),
         ({"sites": ["q", "q"]}, "named once"),
         ({"sites": ["q"], "layers": [1, 1]}, "named once"),
         ({"sites": ["q"], "layers": []}, "name at least one"),
