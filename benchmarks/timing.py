@@ -40,3 +40,13 @@ def report(what: str, ours: float, theirs: float, limit: float) -> bool:
         f"{what:<64} {ours:6.2f} s / {theirs:5.2f} s = {ratio:4.2f}  (limit {limit:g})  {verdict}", flush=True
     )
     return ratio <= limit
+
+
+def report_speed(what: str, ours: float, theirs: float, least: float | None) -> bool:
+    """Print how many times as fast ours is, beside the least that it must be; returns whether it holds."""
+    speed = theirs / ours
+    holds = least is None or speed >= least
+    limit = "no limit here" if least is None else f"at least {least:g}"
+    verdict = "" if least is None else "  ok" if holds else "  TOO SLOW"
+    print(f"{what:<64} {theirs:6.2f} s / {ours:5.2f} s = {speed:4.2f} ×  ({limit}){verdict}", flush=True)
+    return holds
