@@ -10,14 +10,14 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 Row = Callable[[int], None]
 
@@ -44,6 +44,11 @@ def random_model(shape: str, attention: str = "sdpa") -> CLIPVisionModel:
 def batch() -> Tensor:
     """The images, the same batch again and again: they are no part of what is timed."""
     return torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+def stored_batch() -> np.ndarray:
+    """Images as a store holds them, a batch of them."""
+    return np.random.default_rng(1).integers(0, 256, (BATCH, 3, 224, 224), dtype=np.uint8)
 
 
 # --- others
@@ -87,87 +92,34 @@ def nnsight_trace(shape: str) -> Row:
 # --- ours
 
 
-class _Enough(Exception):
-    """The last layer asked for has been read."""
-
-
-def residual_reader(model: nn.Module, layers: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function from pixels to ``resid_post`` of the layers, (image, layer, token, d_model)."""
-    seen: dict[int, Tensor] = {}
-
-    def keep(_module: nn.Module, _arguments: Any, output: Tensor, layer: int) -> None:
-        seen[layer] = output
-        if layer == max(layers):
-            raise _Enough
-
-    for layer in layers:
-        model.encoder.layers[layer].register_forward_hook(partial(keep, layer=layer))
-
-    def read(pixels: Tensor) -> Tensor:
-        with suppress(_Enough), torch.inference_mode():
-            model(pixels)
-        return torch.stack([seen[layer] for layer in layers], dim=1)
-
-    return read
-
-
-def pattern_reader(model: nn.Module, layers: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function from pixels to ``pattern`` of all layers, (image, layer, head, query_token, key_token)."""
-    from prisma_steps.models.fast_inference import matmul
-
-    seen: list[Tensor] = []
-
-    def attend(
-        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None, scaling: float, **_: Any
-    ) -> tuple[Tensor, None]:
-        scores = matmul(query, key.mT).mul_(scaling)
-        seen.append(scores.softmax(-1, dtype=torch.float32).to(query.dtype))
-        return matmul(seen[-1], value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("pattern_reader", attend)
-    model.set_attn_implementation("pattern_reader")
-
-    def read(pixels: Tensor) -> Tensor:
-        seen.clear()
-        with torch.inference_mode():
-            model(pixels)
-        return torch.stack([seen[layer] for layer in layers], dim=1)
-
-    return read
-
-
-READERS = {"resid_post": residual_reader, "pattern": pattern_reader}
-DIMS = {"resid_post": ("token", "d_model"), "pattern": ("head", "query_token", "key_token")}
-
-#: Goes through so many images and writes what it reads into a folder, or nowhere.
-Extraction = Callable[[int, Path | None], None]
-
-
-def extraction(shape: str, dtype: str, site: str, layers: Sequence[int]) -> Extraction:
-    """THE SEAM: does what the step ``extract_activations`` will do with models of ``transformers``."""
+def extraction(
+    shape: str, dtype: str, site: str, layers: Sequence[int]
+) -> Callable[[int, Path | None], None]:
+    """The step ``extract_activations`` itself, on so many images, into a folder or nowhere."""
     import dask.array as da
     import xarray as xr
 
     from prisma_steps.datasets import write_blocks
-    from prisma_steps.models.fast_inference import for_inference, reused_memory
-    from prisma_steps.step import Blocks
+    from prisma_steps.models.loading import model_files
+    from prisma_steps.step import Artifact, Job
+    from prisma_steps.steps.extract_activations import Params, extract_activations
 
-    pixels = batch().to(getattr(torch, dtype))
-    read = READERS[site](for_inference(random_model(shape), dtype), layers)
-    dims, sizes = ("image", "layer", *DIMS[site]), read(pixels[:1]).shape[1:]
+    folder = Path(tempfile.mkdtemp())
+    for name, write in model_files(random_model(shape)).items():
+        write(folder / name)
+    model, job = Artifact(xr.Dataset(), folder), Job(folder, threads=torch.get_num_threads())
+    params = Params(sites=[site], layers=list(layers), compute_dtype=dtype, batch_size=BATCH)
+    dims, stored = ("image", "channel", "row", "column"), da.from_array(stored_batch())
 
-    def make(_where: slice) -> xr.Dataset:
-        return xr.Dataset({site: (dims, read(pixels).float().numpy())})
-
-    def run(count: int, folder: Path | None) -> None:
-        with reused_memory():
-            if folder is None:
-                for _ in range(count // BATCH):
-                    make(slice(0))
-                return
-            template = xr.Dataset({site: (dims, da.zeros((count, *sizes), dtype="float32"))})
-            blocks = Blocks(template, BATCH, make)
-            write_blocks(blocks, folder / "data.zarr", folder / "state.json", lambda *_: None)
+    def run(count: int, store: Path | None) -> None:
+        pixels = da.concatenate([stored] * (count // BATCH))
+        images = xr.Dataset({"pixels": (dims, pixels)}, {"image": [f"{n:06}" for n in range(count)]})
+        blocks = extract_activations(model, images, params, job)
+        if store is not None:
+            write_blocks(blocks, store / "data.zarr", store / "state.json", lambda *_: None)
+            return
+        for start in range(0, count, blocks.size):
+            blocks.make(slice(start, min(start + blocks.size, count)))
 
     return run
 

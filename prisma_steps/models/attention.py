@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from prisma_steps.models.fast_inference import matmul
 from prisma_steps.models.sites import Tap
 
 NAME = "prisma_steps"
@@ -40,7 +41,7 @@ def attention(
     Scores are those before softmax, position biases included.
     """
     taps = _TAPS.get(module, {})
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = matmul(query, key.mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
         scores = scores + attention_mask
     if "attn_scores" in taps:
@@ -49,7 +50,7 @@ def attention(
     pattern = F.dropout(pattern, dropout, module.training)
     if "pattern" in taps:
         pattern = taps["pattern"](pattern)
-    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+    return matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 
 AttentionInterface.register(NAME, attention)

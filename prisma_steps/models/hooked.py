@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prisma_steps.models.attention import watching
 from prisma_steps.models.cache import ActivationCache
 from prisma_steps.models.families import family_of, find, patches_of, sides
+from prisma_steps.models.fast_inference import ComputeDtype, for_inference
 from prisma_steps.models.ports import (
     AS_IT_IS,
     CONVOLVED,
@@ -100,6 +101,14 @@ class HookedViT:
         self.family = family_of(model)
         self._trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._parameters = inspect.signature(self.model.forward).parameters
+
+    def for_inference(self, dtype: ComputeDtype = "float32") -> HookedViT:
+        """The same model without gradients, computing in ``dtype`` as fast as the device allows.
+
+        See ``fast_inference.for_inference`` for what that does to outputs.
+        """
+        head = None if self.head is None else for_inference(self.head, dtype)
+        return HookedViT(for_inference(self.model, dtype), head, self.class_names)
 
     # --- what it is
 

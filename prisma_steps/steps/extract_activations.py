@@ -68,15 +68,17 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
     """
     import xarray as xr
 
+    from prisma_steps.models.fast_inference import reused_memory
     from prisma_steps.models.loading import load_model
 
-    vit = load_model(model, job.device)
+    vit = load_model(model, job.device).for_inference(params.compute_dtype)
     layers = _layers(vit, params)
     chosen = _first(images, vit, params)
     template, count = _template(vit, chosen, layers, params), chosen.sizes["image"]
 
     def make(where: slice) -> xr.Dataset:
-        values = _read_block(vit, chosen, range(count)[where], layers, params)
+        with reused_memory():
+            values = _read_block(vit, chosen, range(count)[where], layers, params)
         job.progress(min(where.stop, count), count, "images")
         data = {site: (template[site].dims, value) for site, value in values.items()}
         return xr.Dataset(data, {"image": template["image"].values[where]})
@@ -131,7 +133,7 @@ def _read_batch(
     from prisma_steps.data.pixels import pixel_batch
     from prisma_steps.models.reading import UnfitValueError, read
 
-    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.device)
+    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.device, vit.dtype)
     dtype = getattr(torch, params.storage_dtype)
     try:
         values = read(vit, pixels, params.sites, layers, params.tokens, dtype)
