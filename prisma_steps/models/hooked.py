@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prisma_steps.models.attention import watching
 from prisma_steps.models.cache import ActivationCache
-from prisma_steps.models.families import family_of, find, patches_of, sides
+from prisma_steps.models.families import UnknownFamily, family_of, find, patches_of, sides
 from prisma_steps.models.fast_inference import ComputeDtype, for_inference
 from prisma_steps.models.ports import (
     AS_IT_IS,
@@ -100,7 +100,26 @@ class HookedViT:
         self.class_names = None if class_names is None else tuple(class_names)
         self.family = family_of(model)
         self._trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
+        self._check_table()
         self._parameters = inspect.signature(self.model.forward).parameters
+
+    def _check_table(self) -> None:
+        """Refuse a model that is not built as its table says.
+
+        Raises:
+            UnknownFamily: naming the entries of the table at which nothing lies.
+        """
+        table = self.family
+        lacking = [name for name in ("blocks", "embed") if find(self._trunk, getattr(table, name)) is None]
+        if "blocks" not in lacking:
+            parts = ["attention", "o", *(["qkv"] if table.block.qkv else "qkv")]
+            named = [name for name in parts if getattr(table.block, name)]
+            lacking += [f"block.{name}" for name in named if self.part(0, name) is None]
+        if lacking:
+            raise UnknownFamily(
+                f"{type(self.model).__name__} is not built as prisma_steps/models/families.py says: nothing lies "
+                f"at {', '.join(lacking)}. Correct the table for this version of the model"
+            )
 
     def for_inference(self, dtype: ComputeDtype = "float32") -> HookedViT:
         """The same model without gradients, computing in ``dtype`` as fast as the device allows.

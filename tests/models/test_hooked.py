@@ -324,6 +324,14 @@ def test_there_is_a_table_for_every_family_and_each_is_tested():
     assert tested == set(FAMILIES)
 
 
+def test_a_model_that_is_not_built_as_its_table_says_is_refused_with_the_entries():
+    model = MAKERS["vit"]()
+    del model.vit.layers[0].attention.k_proj
+    model.vit.embeddings.patch_embeddings = None
+    with pytest.raises(UnknownFamily, match="ViTForImageClassification .* nothing lies at embed, block.k. "):
+        HookedViT(model)
+
+
 def test_a_model_without_a_table_is_refused_with_what_to_add():
     with pytest.raises(
         UnknownFamily, match=r"no table for Linear .*Known: toy_vit, vit.*FAMILIES\['Linear'\]"
