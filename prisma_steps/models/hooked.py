@@ -117,8 +117,8 @@ class HookedViT:
             lacking += [f"block.{name}" for name in named if self.part(0, name) is None]
         if lacking:
             raise UnknownFamily(
-                f"{type(self.model).__name__} is not built as prisma_steps/models/families.py says: nothing lies "
-                f"at {', '.join(lacking)}. Correct the table for this version of the model"
+                f"{type(self.model).__name__} is not built as prisma_steps/models/families.py says: nothing "
+                f"lies at {', '.join(lacking)}. Correct the table for this version of the model"
             )
 
     def for_inference(self, dtype: ComputeDtype = "float32") -> HookedViT:
