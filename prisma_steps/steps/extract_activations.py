@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.parts import images_of_part
 from prisma_steps.schema import SITE_DIMS, Activations, Images, Model, label
-from prisma_steps.step import Artifact, Blocks, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, StepError, step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from prisma_steps.models.toy_vit import ToyViT
 
 #: Activations made at once, at least one batch.
-BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 64 * 2**20
 
 
-class Params(StepParams):
+class Params(InParts):
     """What to read of which images."""
 
     sites: list[str] = Field(min_length=1, description="sites to read: " + ", ".join(SITE_DIMS))
@@ -67,7 +68,8 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
 
     Raises:
         StepError: when the model lacks a site or a layer, when images or sites do not fit, when there are
-            fewer images than asked for, or when a value is not finite or too large for its storage.
+            fewer images than asked for or than parts, or when a value is not finite or too large for its
+            storage.
     """
     import xarray as xr
 
@@ -75,7 +77,7 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
 
     vit = load_model(model, job.device)
     layers = _layers(vit, params)
-    chosen = _first(images, vit, params)
+    chosen = images_of_part(_first(images, vit, params), params)
     template, count = _template(vit, chosen, layers, params), chosen.sizes["image"]
 
     def make(where: slice) -> xr.Dataset:
