@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prisma_steps.problems import shown
 
 Index = tuple[int, ...]
+
+#: The axis of a node's parts. No grid may have this name.
+PART = "part"
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,13 @@ class Axis:
         name: the dimension's name.
         coords: the values along it, by coordinate. An axis made by one parameter has one coordinate, of the
             axis's name; a zip (several parameters with ``axis: size``) has one for every parameter on it.
+        joined: the dimension of the data along which the points are parts of one whole. Such an axis is the
+            last of its node, and of its node only: whatever reads the node reads the whole.
     """
 
     name: str
     coords: Mapping[str, tuple[Any, ...]]
+    joined: str | None = None
 
     def __len__(self) -> int:
         """The number of points along the axis."""
@@ -31,9 +37,8 @@ class Axis:
 
     def select(self, indices: Sequence[int]) -> Axis:
         """The same axis with only the points at ``indices``."""
-        return Axis(
-            self.name, {name: tuple(values[i] for i in indices) for name, values in self.coords.items()}
-        )
+        chosen = {name: tuple(values[i] for i in indices) for name, values in self.coords.items()}
+        return replace(self, coords=chosen)
 
     def at(self, index: int) -> dict[str, Any]:
         """The coordinates of one point."""
@@ -85,6 +90,11 @@ class View:
     kept: Mapping[str, tuple[int, ...]]
     axes: Mapping[str, Axis]
 
+    @property
+    def points(self) -> list[Axis]:
+        """The kept axes along which a consumer has points of its own: all but the parts of one whole."""
+        return [axis for axis in self.axes.values() if axis.joined is None]
+
     def index(self, point: Mapping[str, int]) -> Index:
         """The producer's grid index for a consumer's position along each kept axis."""
         return tuple(
@@ -104,7 +114,7 @@ def view(axes: Sequence[Axis], select: Mapping[str, Any]) -> View:
     for axis in axes:
         chosen = list(range(len(axis)))
         scalar = False
-        for name in [name for name in axis.coords if name in remaining]:
+        for name in [name for name in axis.coords if name in remaining and axis.joined is None]:
             wanted = remaining.pop(name)
             scalar = scalar or not isinstance(wanted, list)
             chosen = [i for i in chosen if i in _positions(axis, name, wanted)]

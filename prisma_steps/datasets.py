@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 import xarray as xr
+import zarr
 from zarr.codecs import BloscCodec
 
 from prisma_steps.axes import Axis
@@ -28,6 +31,17 @@ xr.set_options(arithmetic_join="exact")
 CHUNK_BYTES = 2**20
 SHARD_BYTES = 2**27
 
+#: Data that come in blocks are written so much at once. While it is written the next of it is made: both are
+#: in memory.
+SECTION_BYTES = 2**26
+
+# Floats hardly compress: of Gaussian float16 and float32 zstd (level 3) takes away 8 % and 10 % at 520 and
+# 190 MB/s, which would slow down the computation beside it; of lz4 little is felt at 800 to 2,200 MB/s, read
+# at 2,500 to 6,500 instead of 800 MB/s, and sparse floats it still takes down to 0.44 (zstd: 0.27, at
+# 80 MB/s). One core, chunks of 1 MiB.
+_FLOATS = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+_OTHERS = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+
 #: Dimensions read one index at a time: an SAE reads one layer, a figure one head's pattern of one layer.
 _READ_SINGLY = ("layer",)
 
@@ -40,8 +54,17 @@ def _no_format_warning() -> Iterator[None]:
         yield
 
 
+def use_threads(count: int) -> None:
+    """Have reading and writing take at most ``count`` threads, beside a computation with as many of its own.
+
+    Zarr makes its threads once, so that this comes before anything is read; Blosc makes none within them.
+    """
+    zarr.config.set({"threading.max_workers": count})
+    dask.config.set(num_workers=count)
+
+
 def layout(
-    shape: Sequence[int], dims: Sequence[str], itemsize: int, block: int = 1
+    shape: Sequence[int], dims: Sequence[str], itemsize: int, rows: int | None = None
 ) -> tuple[list[int], list[int]]:
     """Chunk and shard shape of a variable.
 
@@ -49,36 +72,31 @@ def layout(
         shape: size along each dimension.
         dims: names of the dimensions; only the first and those read singly are cut.
         itemsize: bytes of one number.
-        block: indices of the first dimension that are written at once; a shard is a multiple of it.
+        rows: indices of the first dimension in a shard; as many as ``SHARD_BYTES`` holds if None.
 
     Returns:
         (chunk, shard), the shard a multiple of the chunk along every dimension.
     """
     chunk = [1 if dim in _READ_SINGLY else size for dim, size in zip(dims, shape, strict=True)]
     row = itemsize * math.prod(chunk[1:])
-    chunk[0] = max(1, min(shape[0], CHUNK_BYTES // row)) if chunk[0] > 1 else chunk[0]
-    chunk[0] = _fitting(chunk[0], block)
-    unit = max(chunk[0], block)
-    whole = math.ceil(shape[0] / unit)
-    units = whole if whole * unit * row <= SHARD_BYTES else max(1, SHARD_BYTES // row // unit)
-    return chunk, [units * unit, *chunk[1:]]
+    chunk[0] = max(1, min(chunk[0], CHUNK_BYTES // row))
+    if rows is not None:
+        chunk[0] = next(size for size in range(min(chunk[0], rows), 0, -1) if rows % size == 0)
+        return chunk, [rows, *chunk[1:]]
+    whole = math.ceil(shape[0] / chunk[0])
+    units = whole if whole * chunk[0] * row <= SHARD_BYTES else max(1, SHARD_BYTES // row // chunk[0])
+    return chunk, [units * chunk[0], *chunk[1:]]
 
 
-def _fitting(chunk: int, block: int) -> int:
-    """The largest number up to ``chunk`` that divides ``block`` or is a multiple of it."""
-    if chunk >= block:
-        return chunk // block * block
-    return next(size for size in range(chunk, 0, -1) if block % size == 0)
-
-
-def _encoding(data: xr.Dataset, block: int = 1) -> dict[str, dict[str, Any]]:
-    compressor = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+def _encoding(data: xr.Dataset, in_sections: Sequence[Any] = (), rows: int = 0) -> dict[str, Any]:
+    """How each variable is stored; those of ``in_sections`` in shards of ``rows`` images."""
     encoding = {}
     for name, variable in data.variables.items():
         if variable.ndim == 0 or 0 in variable.shape or variable.dtype.kind in "UOT":
             continue
-        cut = block if "image" in variable.dims else 1
-        chunk, shard = layout(variable.shape, list(map(str, variable.dims)), variable.dtype.itemsize, cut)
+        dims, itemsize = list(map(str, variable.dims)), variable.dtype.itemsize
+        chunk, shard = layout(variable.shape, dims, itemsize, rows if name in in_sections else None)
+        compressor = _FLOATS if variable.dtype.kind == "f" else _OTHERS
         encoding[str(name)] = {"chunks": chunk, "shards": shard, "compressors": [compressor]}
     return encoding
 
@@ -104,33 +122,94 @@ def write(data: xr.Dataset, path: Path) -> None:
 
 
 def write_blocks(blocks: Blocks, path: Path, state: Path, report: Callable[[int, int, str], None]) -> None:
-    """Write data that come in blocks along ``image``, going on after the last shard that ``state`` names.
+    """Write data that come in blocks along ``image``, going on after the last section that ``state`` names.
 
-    Blocks are gathered to whole shards before they are written: a shard written in parts would be read and
-    written again for each of them.
+    Blocks are gathered to sections, the images of one shard: a shard written in parts would be read and
+    written again for each of them. One thread writes a section while the next one is made. What goes wrong in
+    it is raised here, after the block that is being made just then.
     """
     template = _storable(blocks.template)
-    encoding = _encoding(template, blocks.size)
     total = template.sizes["image"]
-    names = [name for name, variable in template.data_vars.items() if "image" in variable.dims]
-    rows = min(
-        (encoding[str(name)]["shards"][0] for name in names if str(name) in encoding), default=blocks.size
-    )
-    encoding = {name: _with_rows(entry, rows, template[name]) for name, entry in encoding.items()}
+    names = [name for name, variable in template.data_vars.items() if variable.dims[:1] == ("image",)]
+    rows = _section([template[name] for name in names], blocks.size)
     start = _go_on_from(state) if (path / "zarr.json").exists() else 0
-    if start == 0:
-        with _no_format_warning():
-            template.to_zarr(
-                path, mode="w", zarr_format=3, consolidated=True, encoding=encoding, compute=False
-            )
-    for left in path.rglob("*.partial"):  # what Zarr was writing when it was killed
-        left.unlink()
-    for begin in range(start, total, rows):
-        end = min(begin + rows, total)
-        _write_region(blocks, names, path, slice(begin, end), total, report)
-        unfinished = state.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"next": end}))
-        unfinished.replace(state)
+    # The filter is set once for both threads: the list of filters is theirs together.
+    with _no_format_warning(), ThreadPoolExecutor(1, "section") as writer:
+        if start == 0:
+            _write_template(template, path, _encoding(template, names if rows < total else (), rows))
+        for left in path.rglob("*.partial"):  # what Zarr was writing when it was killed
+            left.unlink()
+        writing: Future[None] | None = None
+        for begin in range(start, total, rows):
+            section = slice(begin, min(begin + rows, total))
+            made = _make(blocks, template[names], section, report, writing)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write_section, made, path, section, state)
+            del made  # the writer lets go of it when it is written
+        if writing is not None:
+            writing.result()
+    report(total, total, "")
+
+
+def _section(variables: Sequence[xr.DataArray], block: int) -> int:
+    """Images that are written at once: whole blocks, as many as ``SECTION_BYTES`` holds, at least one."""
+    per_image = sum(variable.dtype.itemsize * math.prod(variable.shape[1:]) for variable in variables)
+    return block * max(1, SECTION_BYTES // max(1, per_image * block))
+
+
+def _write_template(template: xr.Dataset, path: Path, encoding: Mapping[str, Any]) -> None:
+    """Write what is known beforehand. The rest is not computed, so that its dask chunks do not count."""
+    options: dict[str, Any] = {"zarr_format": 3, "consolidated": True, "safe_chunks": False}
+    template.to_zarr(path, mode="w", encoding=encoding, compute=False, **options)
+
+
+def _make(
+    blocks: Blocks,
+    template: xr.Dataset,
+    section: slice,
+    report: Callable[[int, int, str], None],
+    writing: Future[None] | None,
+) -> xr.Dataset:
+    """The data of a section, its blocks side by side in one place; a section of one block is that block."""
+    total, size = template.sizes["image"], section.stop - section.start
+    whole = None
+    for begin in range(section.start, section.stop, blocks.size):
+        if writing is not None and writing.done():
+            writing.result()  # raises what went wrong in it
+        report(begin, total, "")
+        where = slice(begin, min(begin + blocks.size, section.stop))
+        block = blocks.make(where)[list(template)]
+        block = block.drop_vars(list(block.coords))
+        if where == section:
+            return block
+        whole = _empty(block, size) if whole is None else whole
+        for name in whole:
+            place = {"image": slice(where.start - section.start, where.stop - section.start)}
+            whole[name].variable[place] = block[name].variable
+    assert whole is not None
+    return whole
+
+
+def _empty(block: xr.Dataset, size: int) -> xr.Dataset:
+    """Room for ``size`` images like those of ``block``."""
+    return xr.Dataset(
+        {
+            name: (variable.dims, np.empty((size, *variable.shape[1:]), variable.dtype))
+            for name, variable in block.data_vars.items()
+        }
+    )
+
+
+def _write_section(made: xr.Dataset, path: Path, section: slice, state: Path) -> None:
+    """Write a section, and only then note that the next one is to be made."""
+    # Zarr would look through every chunk for one that holds nothing but the fill value, which takes longer
+    # than all the rest: 6 ms for a MiB of float16.
+    options: dict[str, Any] = {"consolidated": True, "write_empty_chunks": True}
+    made.drop_encoding().to_zarr(path, region={"image": section}, **options)
+    unfinished = state.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"next": section.stop}))
+    unfinished.replace(state)
 
 
 def _go_on_from(state: Path) -> int:
@@ -139,32 +218,6 @@ def _go_on_from(state: Path) -> int:
         return int(json.loads(state.read_text())["next"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0
-
-
-def _with_rows(entry: dict[str, Any], rows: int, variable: xr.DataArray) -> dict[str, Any]:
-    if variable.dims[:1] != ("image",):
-        return entry
-    chunk = math.gcd(entry["chunks"][0], rows)
-    return {**entry, "chunks": [chunk, *entry["chunks"][1:]], "shards": [rows, *entry["shards"][1:]]}
-
-
-def _write_region(
-    blocks: Blocks,
-    names: Sequence[Any],
-    path: Path,
-    region: slice,
-    total: int,
-    report: Callable[[int, int, str], None],
-) -> None:
-    made = []
-    for begin in range(region.start, region.stop, blocks.size):
-        report(begin, total, "")
-        part = blocks.make(slice(begin, min(begin + blocks.size, region.stop)))[names]
-        made.append(part.drop_vars(list(part.coords)))
-    whole = xr.concat(made, dim="image") if len(made) > 1 else made[0]
-    with _no_format_warning():
-        whole.drop_encoding().to_zarr(path, region={"image": region}, consolidated=True)
-    report(region.stop, total, "")
 
 
 def open_dataset(path: Path, chunks: dict[str, int] | None = None) -> xr.Dataset:
@@ -177,12 +230,16 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
 
     Args:
         parts: one Dataset a point, the last axis fastest.
-        axes: the grid.
+        axes: the grid; the last may be that of the parts of a whole, which are joined first.
 
     Returns:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
         points (the layers of deeper and shallower models), it is their union and the rest is missing.
     """
+    if axes and axes[-1].joined is not None:
+        *axes, last = axes
+        starts = range(0, len(parts), len(last))
+        parts = [_join(parts[start : start + len(last)], last.joined) for start in starts]
     if not axes:
         return parts[0]
     coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})
@@ -206,6 +263,19 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     for name in coords:
         combined[name].attrs.update(long_name=name.replace("_", " "), units="1")
     return combined
+
+
+def _join(parts: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
+    """Parts of one whole along ``dim``. In all else they must be the same."""
+    return xr.concat(
+        parts,
+        dim=dim,
+        data_vars="minimal",
+        coords="minimal",
+        compat="identical",
+        join="exact",
+        combine_attrs="identical",
+    )
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

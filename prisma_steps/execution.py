@@ -29,6 +29,7 @@ def execute(
     Returns:
         The folder to be committed, and facts for the manifest.
     """
+    datasets.use_threads(threads)
     job = Job(scratch=partial / "scratch", threads=threads, report=report)
     job.scratch.mkdir(exist_ok=True)
     slots = {
@@ -45,13 +46,14 @@ def execute(
 def open_input(
     store: Store, filled: Mapping[str, Any], kind: schema.Kind, threads: int = 1
 ) -> xr.Dataset | Artifact:
-    """What fills a slot: one artifact's data (with its files if the kind has some), or a gathered grid."""
+    """What fills a slot: one artifact's data (with its files if the kind has some), or several as one."""
     artifacts = [store.artifact(filled["step"], key) for key in filled["keys"]]
     if not filled["gathered"]:
         data = open_artifact(store, artifacts[0], threads)
         return Artifact(data, artifacts[0].folder) if kind.files else data
     axes = [
-        Axis(name, {key: tuple(values) for key, values in coords.items()}) for name, coords in filled["axes"]
+        Axis(name, {key: tuple(values) for key, values in coords.items()}, *joined)
+        for name, coords, *joined in filled["axes"]
     ]
     parts = [open_artifact(store, found, threads, as_dask=True) for found in artifacts]
     return datasets.combine(parts, axes)

@@ -159,12 +159,13 @@ def _resolve_axes(experiment: Experiment, node: Node, source: Source) -> None:
             continue
         experiment.views[node.name, slot] = seen
         if not node.step.inputs[slot].gather:
-            for axis in seen.axes.values():
+            for axis in seen.points:
                 _add(axes, axis, node, slot, source)
     for slot, seen in ((s, experiment.views.get((node.name, s))) for s in node.references):
         if seen is not None and node.step.inputs[slot].gather:
-            for name in seen.axes.keys() & (axes.keys() | {axis.name for axis in node.own_axes}):
-                _add(dict(axes), seen.axes[name], node, slot, source)
+            mine = axes.keys() | {axis.name for axis in node.own_axes}
+            for axis in (axis for axis in seen.points if axis.name in mine):
+                _add(dict(axes), axis, node, slot, source)
     for axis in node.own_axes:
         _add(axes, axis, node, "", source)
     check_size(source, node.name, list(axes.values()))
@@ -199,7 +200,7 @@ def _view(experiment: Experiment, node: Node, slot: str, reference: Reference, s
     try:
         return view(axes, reference.select)
     except KeyError as error:
-        known = [name for axis in axes for name in axis.coords]
+        known = [name for axis in axes for name in axis.coords if axis.joined is None]
         hint = nearest(error.args[0], known) or f"{reference.node} has no grid: leave select out"
         what = f"{reference.node} has no axis {error.args[0]!r}"
         source.problem((*place, error.args[0]), where, what, hint)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from prisma_steps import fingerprint
+from prisma_steps.axes import PART
 from prisma_steps.plan import JobPlan, Plan
 from prisma_steps.step import all_steps
 from prisma_steps.store import Stored
@@ -121,7 +122,10 @@ def _count_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> int
 def _parameters(job: JobPlan, old: Mapping[str, Any]) -> list[Difference]:
     before, now = old["identity"]["parameters"], job.identity["parameters"]
     texts = []
-    for name in sorted(before.keys() | now.keys()):
+    names = before.keys() | now.keys()
+    if before.get("parts") != now.get("parts"):
+        names -= {PART}  # parts of another size
+    for name in sorted(names):
         if name not in before:
             texts.append(f"{name} = {now[name]!r}, was not a parameter")
         elif name not in now:
@@ -142,8 +146,7 @@ def _outside(job: JobPlan, old: Mapping[str, Any]) -> list[Difference]:
 
 def _grid(node: str, slot: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[Difference]:
     """Points that came to or left a gathered grid."""
-    fresh = {name: coords for axis, coords in now["axes"] for name, coords in coords.items()}
-    old = {name: coords for axis, coords in before["axes"] for name, coords in coords.items()}
+    fresh, old = _coords(now["axes"]), _coords(before["axes"])
     found = []
     for name in sorted(fresh.keys() | old.keys()):
         added = [value for value in fresh.get(name, []) if value not in old.get(name, [])]
@@ -153,6 +156,11 @@ def _grid(node: str, slot: str, now: Mapping[str, Any], before: Mapping[str, Any
             words += [f"loses {', '.join(map(str, removed))}"] if removed else []
             found.append(Difference(node, "grid", f"{slot}: axis {name} {' and '.join(words)}"))
     return found
+
+
+def _coords(axes: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Coordinates of the points of a grid. Of parts the producer's parameter tells how many there are."""
+    return {name: values for _, coords, *joined in axes if not joined for name, values in coords.items()}
 
 
 def _changed(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:

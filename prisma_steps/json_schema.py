@@ -73,11 +73,10 @@ def _node(step: Step) -> dict[str, Any]:
 
 def _or_grid(parameter: dict[str, Any]) -> dict[str, Any]:
     """A parameter's schema, or a grid of such values; without the engine's own marks."""
-    plain = {
-        key: value
-        for key, value in parameter.items()
-        if key not in ("as_before", "only_for", "not_in_key", "title")
-    }
+    marks = ("as_before", "only_for", "not_in_key", "no_grid", "title")
+    plain = {key: value for key, value in parameter.items() if key not in marks}
+    if parameter.get("no_grid"):
+        return plain
     outer = {key: plain.pop(key) for key in ("description", "default") if key in plain}
     grid = {
         "type": "object",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prisma_steps.axes import Axis, Index
-from prisma_steps.parameters import read_parameters
+from prisma_steps.parameters import read_parameters, settable
 from prisma_steps.problems import close, nearest, shown
 from prisma_steps.schema import Kind
 from prisma_steps.step import Step, StepParams, all_steps
@@ -51,7 +51,7 @@ def read_node(
     found = _step_of(source, name, body)
     if found is None:
         return None
-    fields = found.params.model_fields
+    fields = settable(found.params)
     for key in body:
         if key not in ("step", "figure") and key not in fields and key not in found.inputs:
             what = f"{found.name} has no parameter or slot of this name"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from prisma_steps.axes import Axis, Index, points
+from prisma_steps.axes import PART, Axis, Index, points
 from prisma_steps.fingerprint import idle
 from prisma_steps.problems import close, nearest, shown
-from prisma_steps.step import StepParams, outside_fields
+from prisma_steps.step import InParts, StepParams, outside_fields
 from prisma_steps.yaml_source import Source
 
 #: Far above any grid that could be run, far below one that could not even be planned.
@@ -58,11 +59,16 @@ def read_parameters(
 
     Problems are noted in ``source``; where there are any, points may be missing.
     """
-    read = {key: _grid(source, name, key, body[key]) for key in body if key in params.model_fields}
+    fields = settable(params)
+    read = {key: _grid(source, name, key, body[key], fields[key]) for key in body if key in fields}
     given = {key: value for key, value in read.items() if value is not _UNREADABLE}
     if "seed" in params.model_fields and "seed" not in read:
         given["seed"] = seed
     own = _own_axes(source, name, given)
+    count = _parts(params, given)
+    if count > 1:
+        given[PART] = Grid(tuple(range(count)), PART)
+        own = (*own, Axis(PART, {PART: tuple(f"{i + 1} of {count}" for i in range(count))}, joined="image"))
     if not check_size(source, name, own):
         return own, {}
     checked = _Checked(source, name, params, read.keys() - given.keys())
@@ -78,6 +84,22 @@ def read_parameters(
     return own, combinations
 
 
+def settable(params: type[StepParams]) -> dict[str, FieldInfo]:
+    """The parameters that an experiment may set."""
+    fields = params.model_fields.items()
+    return {key: info for key, info in fields if not (key == PART and issubclass(params, InParts))}
+
+
+def _parts(params: type[StepParams], given: Mapping[str, Any]) -> int:
+    """The number of parts of a node; 1 where it is wrong, which is told with the other parameters."""
+    if not issubclass(params, InParts) or "parts" not in given:
+        return 1
+    try:
+        return InParts.model_validate({"parts": given["parts"]}).parts
+    except ValidationError:
+        return 1
+
+
 def check_size(source: Source, name: str, axes: Sequence[Axis]) -> bool:
     """Whether a grid can be planned; a problem is noted when it cannot."""
     count = math.prod(map(len, axes))
@@ -88,7 +110,7 @@ def check_size(source: Source, name: str, axes: Sequence[Axis]) -> bool:
     return count <= MOST_POINTS
 
 
-def _grid(source: Source, name: str, key: str, value: Any) -> Any:
+def _grid(source: Source, name: str, key: str, value: Any, info: FieldInfo) -> Any:
     """A parameter as given, or as a ``Grid``."""
     if not isinstance(value, dict):
         return value
@@ -103,6 +125,12 @@ def _grid(source: Source, name: str, key: str, value: Any) -> Any:
     elif not isinstance(axis, str) or not axis.isidentifier():
         hint = "letters, digits and _, not starting with a digit"
         source.problem((*place, "axis"), where, f"axis is {shown(axis)}, expected a name", hint)
+    elif axis == PART:
+        hint = f"name it otherwise: axis: {key}_value"
+        source.problem((*place, "axis"), where, "the axis 'part' is that of a node's parts", hint)
+    elif isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("no_grid"):
+        hint = f"{key}: {info.description}"
+        source.problem(place, where, f"is {shown(value)}, expected one value: no grid is over it", hint)
     else:
         return Grid(tuple(values), axis)
     return _UNREADABLE

@@ -22,11 +22,11 @@ from prisma_steps.store import Store
 
 @dataclass(frozen=True)
 class InputPlan:
-    """What fills a slot of a job: one artifact, or a gathered grid of them.
+    """What fills a slot of a job: one artifact, or a gathered grid or the parts of one.
 
     Attributes:
         keys: the producers' keys, the last axis fastest; exactly one when there are no axes.
-        axes: the gathered axes as (name, coordinates).
+        axes: the gathered axes; the last may be that of parts.
     """
 
     step: str
@@ -53,7 +53,15 @@ class InputPlan:
 
 
 def _plain_axes(axes: Sequence[Axis]) -> list[Any]:
-    return [[axis.name, {name: list(values) for name, values in axis.coords.items()}] for axis in axes]
+    """(name, coordinates) of axes; for parts the dimension that they are joined along too."""
+    return [
+        [
+            axis.name,
+            {name: list(values) for name, values in axis.coords.items()},
+            *([axis.joined] if axis.joined else []),
+        ]
+        for axis in axes
+    ]
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,12 @@ def _slot(plan: Plan, node: Node, slot: str, axes: Sequence[Axis]) -> _Filled:
     producer = plan.experiment.nodes[node.references[slot].node]
     seen = plan.experiment.views[node.name, slot]
     mine = {axis.name for axis in axes}
-    gathered = None
-    if node.step.inputs[slot].gather:
-        gathered = tuple(axis for name, axis in seen.axes.items() if name not in mine)
-    return _Filled(producer.step.name, producer.name, plan.grids[producer.name], seen, gathered)
+    gather = node.step.inputs[slot].gather
+    gathered = tuple(axis for axis in seen.axes.values() if axis.joined or (gather and axis.name not in mine))
+    return _Filled(
+        producer.step.name,
+        producer.name,
+        plan.grids[producer.name],
+        seen,
+        gathered if gather or gathered else None,
+    )

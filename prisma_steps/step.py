@@ -22,7 +22,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from prisma_steps.schema import SITE_DIMS, Figure, Kind, site_key
 
@@ -33,6 +34,7 @@ __all__ = [
     "Artifact",
     "Blocks",
     "Field",
+    "InParts",
     "Job",
     "Output",
     "OutsideFolder",
@@ -61,9 +63,38 @@ class StepParams(BaseModel):
       never enters the key.
     * ``{"only_for": {"architecture": ["topk"]}}``: a parameter without effect unless another has one of the
       values named. It is left out of the key where it has none.
+    * ``{"no_grid": True}``: a parameter that has one value at a node, and no grid of values.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class InParts(StepParams):
+    """Base of the ``Params`` of a step whose work can be split along ``image`` into jobs of their own.
+
+    The step makes the data of the images that ``parts.images_of_part`` leaves it. Each part is an artifact;
+    whatever reads the node sees them one after the other as one Dataset.
+    """
+
+    parts: int = Field(
+        1,
+        gt=0,
+        le=10_000,
+        description="jobs that the images are split among; what reads the node sees one Dataset",
+        json_schema_extra={"as_before": True, "no_grid": True},
+    )
+    part: SkipJsonSchema[int] = Field(
+        0,
+        ge=0,
+        description="which of the parts this job makes, counted from 0; set by the plan",
+        json_schema_extra={"as_before": True},
+    )
+
+    @model_validator(mode="after")
+    def _one_of_the_parts(self) -> InParts:
+        if self.part >= self.parts:
+            raise ValueError(f"part {self.part} is not one of {self.parts}, which count from 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -300,7 +331,8 @@ def step(
     """Declare a function as a step. Its signature must be its slots, then ``params``, then ``job``.
 
     Raises:
-        TypeError: when the signature does not say what the declaration says.
+        TypeError: when the signature does not say what the declaration says, or when parts of the step's
+            output could not be joined.
         ValueError: when the name is taken.
     """
     slots = {name: kind if isinstance(kind, Slot) else Slot(kind) for name, kind in inputs.items()}
@@ -310,7 +342,13 @@ def step(
         found = list(inspect.signature(function).parameters)
         if found != expected:
             raise TypeError(f"step {function.__name__}: signature is {found}, declaration says {expected}")
-        register(Step(function.__name__, function, params_class(function), slots, output))
+        params = params_class(function)
+        if issubclass(params, InParts) and ("image" not in output.dims or output.files):
+            raise TypeError(
+                f"step {function.__name__}: parts are joined along image, and {output.name} has "
+                f"{'files' if output.files else 'no such dimension'}"
+            )
+        register(Step(function.__name__, function, params, slots, output))
         return function
 
     return declare

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.tree import Tree
 
+from prisma_steps.axes import PART
 from prisma_steps.command_line import (
     DEFAULT_STORE,
     FAILED,
@@ -107,7 +108,7 @@ def _show_one(artifact: Stored, store: Store) -> None:
         "git": manifest["git"] or "–",
         "versions": versions,
         "parameters": ", ".join(f"{name} = {value}" for name, value in manifest["parameters"].items()),
-        "dims": ", ".join(f"{dim}: {size}" for dim, size in manifest["data"]["dims"].items()),
+        "dims": _dims(manifest["data"]["dims"]),
         "variables": _variables(manifest["data"]["variables"]),
         "files": ", ".join(sorted(name for name in manifest["files"] if not name.startswith("data.zarr/")))
         or "–",
@@ -147,10 +148,29 @@ def _show_many(found: list[Stored]) -> None:
         table.add_column(name, no_wrap=name == "artifact", overflow="fold")
     for artifact in found:
         manifest = artifact.manifest
-        dims = ", ".join(f"{dim}: {size}" for dim, size in manifest["data"]["dims"].items())
+        dims = _dims(manifest["data"]["dims"])
         row = (str(artifact), manifest["title"], manifest["created"], str(manifest["seconds"]), dims)
         table.add_row(*map(escape, row))
     console.print(table)
+    for whole in _wholes(found):
+        console.print(whole, soft_wrap=True)
+
+
+def _dims(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{dim}: {size}" for dim, size in sizes.items())
+
+
+def _wholes(found: list[Stored]) -> Iterator[str]:
+    """A line for each Dataset that is stored in parts."""
+    wholes: dict[str, list[Mapping[str, Any]]] = {}
+    for manifest in (artifact.manifest for artifact in found if PART in artifact.manifest["point"]):
+        place = {name: value for name, value in manifest["point"].items() if name != PART}
+        wholes.setdefault(", ".join(f"{name}={value}" for name, value in place.items()), []).append(manifest)
+    for place, manifests in wholes.items():
+        of, dims = manifests[0]["parameters"]["parts"], dict(manifests[0]["data"]["dims"])
+        dims["image"] = sum(manifest["data"]["dims"]["image"] for manifest in manifests)
+        title = manifests[0]["node"] + (f"[{place}]" if place else "")
+        yield escape(f"{title}: {len(manifests)} of {of} parts, read as one: {_dims(dims)}")
 
 
 def verify(

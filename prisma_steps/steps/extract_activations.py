@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.parts import images_of_part
 from prisma_steps.schema import SITE_DIMS, Activations, Images, Model, label
-from prisma_steps.step import Artifact, Blocks, Field, Job, SiteName, StepError, StepParams, step
+from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, SiteName, StepError, step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 32 * 2**20
 
 
-class Params(StepParams):
+class Params(InParts):
     """What to read of which images."""
 
     sites: list[SiteName] = Field(min_length=1, description="sites to read: " + ", ".join(SITE_DIMS))
@@ -64,7 +65,8 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
 
     Raises:
         StepError: when the model lacks a site or a layer, when images or sites do not fit, when there are
-            fewer images than asked for, or when a value is not finite or too large for its storage.
+            fewer images than asked for or than parts, or when a value is not finite or too large for its
+            storage.
     """
     import xarray as xr
 
@@ -73,7 +75,7 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
 
     vit = load_model(model, job.device).for_inference(params.compute_dtype)
     layers = _layers(vit, params)
-    chosen = _first(images, vit, params)
+    chosen = images_of_part(_first(images, vit, params), params)
     template, count = _template(vit, chosen, layers, params), chosen.sizes["image"]
 
     def make(where: slice) -> xr.Dataset:

@@ -1,6 +1,14 @@
 from __future__ import annotations
 
+import errno
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,14 +97,14 @@ def test_one_value_more_or_less_is_another_digest(tmp_path: Path) -> None:
 
 
 def test_it_is_zarr_3_sharded_compressed_and_consolidated(tmp_path: Path) -> None:
-    import json
-
-    write(xr.Dataset({"a": (("image", "token"), np.zeros((3000, 500)))}), tmp_path / "x.zarr")
+    data = {"a": (("image", "token"), np.zeros((3000, 500))), "b": ("image", np.arange(3000))}
+    write(xr.Dataset(data), tmp_path / "x.zarr")
     group = json.loads((tmp_path / "x.zarr/zarr.json").read_text())
     assert group["zarr_format"] == 3
-    array = group["consolidated_metadata"]["metadata"]["a"]
-    assert array["codecs"][0]["name"] == "sharding_indexed"
-    assert array["codecs"][0]["configuration"]["codecs"][-1]["configuration"]["cname"] == "zstd"
+    for name, compressor in {"a": "lz4", "b": "zstd"}.items():
+        array = group["consolidated_metadata"]["metadata"][name]
+        assert array["codecs"][0]["name"] == "sharding_indexed"
+        assert array["codecs"][0]["configuration"]["codecs"][-1]["configuration"]["cname"] == compressor
     assert len([file for file in (tmp_path / "x.zarr/a").rglob("*") if file.is_file()]) == 2
 
 
@@ -107,12 +115,12 @@ shapes = st.lists(
 )
 
 
-@given(shapes, st.sampled_from([1, 2, 4, 8]), st.integers(1, 5000))
-def test_a_shard_is_a_multiple_of_the_chunk_and_of_the_block(shape, itemsize: int, block: int) -> None:
+@given(shapes, st.sampled_from([1, 2, 4, 8]), st.none() | st.integers(1, 5000))
+def test_a_shard_is_a_multiple_of_the_chunk(shape, itemsize: int, rows: int | None) -> None:
     dims, sizes = zip(*shape, strict=True)
-    chunk, shard = layout(sizes, dims, itemsize, block)
+    chunk, shard = layout(sizes, dims, itemsize, rows)
     assert all(part >= 1 and whole % part == 0 for part, whole in zip(chunk, shard, strict=True))
-    assert shard[0] % block == 0
+    assert rows is None or shard[0] == rows
     assert (
         shard[1:]
         == chunk[1:]
@@ -120,13 +128,14 @@ def test_a_shard_is_a_multiple_of_the_chunk_and_of_the_block(shape, itemsize: in
     )
     row = itemsize * math.prod(chunk[1:])
     assert chunk[0] * row <= max(datasets.CHUNK_BYTES, row), "one read stays small"
-    assert block > 1 or sizes[0] * row > datasets.SHARD_BYTES or shard[0] >= sizes[0], "one file if it can be"
-    assert shard[0] * row <= max(datasets.SHARD_BYTES, block * row), "one file stays within memory"
+    if rows is None:
+        assert sizes[0] * row > datasets.SHARD_BYTES or shard[0] >= sizes[0], "one file if it can be"
+        assert shard[0] * row <= max(datasets.SHARD_BYTES, row), "one file stays within memory"
 
 
 def test_activations_are_cut_for_reading_one_layer() -> None:
-    chunk, shard = layout((10_000, 12, 65, 64), ("image", "layer", "token", "d_model"), 4, block=256)
-    assert (chunk, shard) == ([32, 1, 65, 64], [7936, 1, 65, 64])
+    chunk, shard = layout((10_000, 12, 65, 64), ("image", "layer", "token", "d_model"), 4, rows=256)
+    assert (chunk, shard) == ([32, 1, 65, 64], [256, 1, 65, 64])
 
 
 # --- blocks
@@ -177,8 +186,8 @@ def activations(count: int) -> xr.Dataset:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard of about eight images."""
-    monkeypatch.setattr(datasets, "SHARD_BYTES", 8 * 3 * 4)
+    """A section, and with it a shard, of at most eight images, chunks of two."""
+    monkeypatch.setattr(datasets, "SECTION_BYTES", 8 * (2 * 3 * 4 + 2 * 8))
     monkeypatch.setattr(datasets, "CHUNK_BYTES", 2 * 3 * 4)
 
 
@@ -241,6 +250,140 @@ def test_an_interruption_while_a_shard_is_written(tmp_path: Path, monkeypatch: p
         write_blocks(whole, tmp_path / "half/data.zarr", tmp_path / "half.json", silent)
     write_blocks(whole, tmp_path / "half/data.zarr", tmp_path / "half.json", silent)
     assert content_digest(tmp_path / "half") == content_digest(tmp_path / "whole")
+
+
+# --- a section is written while the next one is made
+
+
+@pytest.fixture
+def writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[slice], None]], None]:
+    """Has a function called in the thread that writes, before each section is written."""
+    real = datasets._write_section
+
+    def call(before: Callable[[slice], None]) -> None:
+        def write(made: xr.Dataset, path: Path, section: slice, state: Path) -> None:
+            before(section)
+            real(made, path, section, state)
+
+        monkeypatch.setattr(datasets, "_write_section", write)
+
+    return call
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_section_is_written_while_the_next_is_made_and_no_more_is_kept(tmp_path: Path, writing) -> None:
+    begun = {start: threading.Event() for start in range(0, 40, 8)}
+    written: list[int] = []
+
+    def make(where: slice) -> None:
+        begun[where.start].set()
+        assert len(written) >= where.start // 8 - 2, "two sections besides the one being made"
+
+    def write(section: slice) -> None:
+        following = begun.get(section.stop)
+        assert following is None or following.wait(20), "the next section waits for this one to be written"
+        written.append(section.start)
+
+    writing(write)
+    whole, _ = blocks(activations(40), 8, make)
+    write_blocks(whole, tmp_path / "data.zarr", tmp_path / "state.json", silent)
+    assert written == [0, 8, 16, 24, 32]
+    same(open_dataset(tmp_path / "data.zarr"), activations(40))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_goes_wrong_in_writing_is_raised_as_it_is_and_soon(tmp_path: Path, writing) -> None:
+    failed = threading.Event()
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(section: slice) -> None:
+        if section.start == 8:
+            failed.set()
+            raise full
+
+    def make(where: slice) -> None:
+        if where.start == 16:
+            assert failed.wait(20)
+            time.sleep(0.1)  # until the failure is noted where it is looked for
+
+    writing(write)
+    whole, made = blocks(activations(40), 2, make)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_blocks(whole, tmp_path / "data.zarr", tmp_path / "state.json", silent)
+    assert raised.value is full
+    assert made[-1].start == 16, "the block that was being made, and no more"
+    assert json.loads((tmp_path / "state.json").read_text()) == {"next": 8}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_interruption_lets_the_section_be_written_and_leaves_no_thread(tmp_path: Path, writing) -> None:
+    interrupted = threading.Event()
+
+    def make(where: slice) -> None:
+        if where.start == 16:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    writing(lambda section: section.start == 8 and interrupted.wait(20))
+    whole, _ = blocks(activations(40), 8, make)
+    with pytest.raises(KeyboardInterrupt):
+        write_blocks(whole, tmp_path / "data.zarr", tmp_path / "state.json", silent)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("section")]
+    assert json.loads((tmp_path / "state.json").read_text()) == {"next": 16}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from prisma_steps import datasets
+from tests.engine.test_datasets import activations, blocks, silent
+
+datasets.SECTION_BYTES, datasets.CHUNK_BYTES = {bytes}
+real, file, before = Path.replace, sys.argv[2], int(sys.argv[3])
+
+def replace(self, target):
+    global before
+    if file in str(target):
+        before -= 1
+        if before == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+
+Path.replace = replace
+folder = Path(sys.argv[1])
+datasets.write_blocks(blocks(activations(29), 4)[0], folder / "data/data.zarr", folder / "state.json", silent)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "at", "noted"), [("resid_post/c/", 1, 0), ("resid_post/c/", 4, 8), ("state.json", 2, 8)]
+)
+@pytest.mark.usefixtures("small_shards")
+def test_killed_while_a_section_is_written(tmp_path: Path, file: str, at: int, noted: int) -> None:
+    """Before a file takes its name: one of two layers of a section, or the note that a section is there."""
+    root = Path(__file__).parents[2]
+    code = KILLED.replace("{bytes}", repr((datasets.SECTION_BYTES, datasets.CHUNK_BYTES)))
+    words = [sys.executable, "-c", code, str(tmp_path / "killed"), file, str(at)]
+    (tmp_path / "killed").mkdir()
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    state = tmp_path / "killed/state.json"
+    assert (json.loads(state.read_text())["next"] if state.exists() else 0) == noted
+    again, made = blocks(activations(29), 4)
+    write_blocks(again, tmp_path / "killed/data/data.zarr", state, silent)
+    assert made[0].start == noted
+    whole, _ = blocks(activations(29), 4)
+    write_blocks(whole, tmp_path / "whole/data.zarr", tmp_path / "whole.json", silent)
+    assert content_digest(tmp_path / "killed/data") == content_digest(tmp_path / "whole")
+
+
+def test_lazy_zeros_of_the_template_need_not_fit_the_shards(tmp_path: Path) -> None:
+    """Dask cuts large arrays as it likes."""
+    data = xr.Dataset({"a": (("image", "token"), np.ones((1000, 7)))})
+    whole, _ = blocks(data, 3)
+    cut = Blocks(whole.template.assign(a=whole.template["a"].chunk(image=131)), whole.size, whole.make)
+    write_blocks(cut, tmp_path / "data.zarr", tmp_path / "state.json", silent)
+    same(open_dataset(tmp_path / "data.zarr"), data)
 
 
 # --- a grid as one hypercube

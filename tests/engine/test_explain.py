@@ -49,6 +49,17 @@ def causes(nodes: str, node: str) -> list[list[Difference]]:
     return [explainer.why(job) for job in planned.grids[node].values()]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"), [(2, 3, "parts: 2 → 3"), (1, 3, "parts = 3, was not a parameter")]
+)
+@pytest.mark.parametrize("asked", ["acts", "sae", "pareto"])
+def test_another_number_of_parts_is_named_once(before: int, after: int, text: str, asked: str) -> None:
+    parts = NODES.replace("sites: [", "parts: {}, sites: [")
+    make(plan(parts.replace("{}", str(before), 1)))
+    now = causes(parts.replace("{}", str(after), 1), asked)
+    assert {tuple(at_point) for at_point in now} == {(Difference("acts", "parameter", text),)}
+
+
 @pytest.mark.parametrize("asked", ["vit", "acts", "sae", "quality", "pareto"])
 def test_a_parameter_of_a_gridded_input_is_named_once_at_every_point(asked: str) -> None:
     make(plan(NODES))

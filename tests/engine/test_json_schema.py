@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from prisma_steps.cli import app
 from prisma_steps.experiment import read_experiment
 from prisma_steps.json_schema import experiment_schema
+from prisma_steps.parameters import settable
 from prisma_steps.problems import ExperimentError
 from prisma_steps.step import all_steps
 from prisma_steps.yaml_source import read_yaml
@@ -23,7 +24,8 @@ NODES = """
 nodes:
   images: {step: load_images, dataset: digits, seed: {grid: [0, 1]}}
   vit: {step: train_vit, images: images, n_layers: {grid: [1, 2], axis: depth}, learning_rate: 1}
-  acts: {step: extract_activations, model: {node: vit, select: {depth: [1, 2]}}, images: images, sites: [q]}
+  acts: {step: extract_activations, model: {node: vit, select: {depth: [1, 2]}}, images: images, sites: [q],
+         parts: 2}
   curves: {figure: training_curves, model: {node: vit, select: {depth: 1}}}
 """
 
@@ -69,6 +71,8 @@ MALFORMED = {
     "wrong value in a grid": ("[0, 1]", "[0, x]"),
     "grid misspelt": ("{grid: [0, 1]}", "{gird: [0, 1]}"),
     "word in a slot": ("select: {depth: 1}", "selct: {depth: 1}"),
+    "grid over parts": ("parts: 2", "parts: {grid: [1, 2]}"),
+    "number of a part": ("parts: 2", "parts: 2, part: 1"),
     "name of a node": ("images: {step", "Images: {step"),
 }
 
@@ -94,7 +98,7 @@ def test_every_parameter_is_described_and_no_mark_of_the_engine_is_left() -> Non
     schema = experiment_schema()
     for name, step in all_steps().items():
         properties = schema["$defs"][name]["properties"]
-        for parameter in step.params.model_fields:
-            assert properties[parameter]["description"] == step.params.model_fields[parameter].description
+        for parameter, info in settable(step.params).items():
+            assert properties[parameter]["description"] == info.description
     text = json.dumps(schema)
-    assert not [mark for mark in ("only_for", "not_in_key", "as_before") if f'"{mark}"' in text]
+    assert not [mark for mark in ("only_for", "not_in_key", "as_before", "no_grid") if f'"{mark}"' in text]

@@ -437,6 +437,41 @@ FILES = {
             )
         ],
     ),
+    # --- parts
+    "grid over parts": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: {grid: [2, 3]}, sites:')}",
+        [Told(4, 66, "acts.parts", "is {grid: [2, 3]}, expected one value", "jobs that the images are")],
+    ),
+    "number of a part": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: 3, part: 1, sites:')}",
+        [Told(4, 76, "acts.part", "has no parameter or slot of this name", "did you mean 'parts'?")],
+    ),
+    "no parts": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: 0, sites:')}",
+        [Told(4, 66, "acts.parts", "is 0, expected a number greater than 0")],
+    ),
+    "parts in words": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: three, sites:')}",
+        [Told(4, 66, "acts.parts", "is 'three', expected a whole number")],
+    ),
+    "more parts than can be planned": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: 1000000000000, sites:')}",
+        [Told(4, 66, "acts.parts", "is 1000000000000, expected 10000 or less")],
+    ),
+    "parts of a step that makes none": (
+        vit("parts: 2"),
+        [Told(3, 43, "vit.parts", "train_vit has no parameter or slot of this name")],
+    ),
+    "axis named as that of parts": (
+        f"nodes:\n{SPRITES}{VIT}"
+        f"{ACTS.replace('sites:', 'parts: 2, tokens: {grid: [cls, patch], axis: part}, sites:')}",
+        [Told(4, 105, "acts.tokens", "the axis 'part' is that of a node's parts", "axis: tokens_value")],
+    ),
+    "select of a part": (
+        f"nodes:\n{SPRITES}{VIT}{ACTS.replace('sites:', 'parts: 2, sites:')}"
+        "  sae: {step: train_sae, activations: {node: acts, select: {part: 1 of 2}}}\n",
+        [Told(5, 61, "sae.activations", "acts has no axis 'part'", "acts has no grid: leave select out")],
+    ),
     # --- select
     "select of an unknown axis": (
         acts("{node: vit, select: {n_layer: 1}}"),

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from PIL import Image
+
+from prisma_steps import load
 
 if TYPE_CHECKING:
     from conftest import Checkout
@@ -226,6 +229,29 @@ def test_second_experiment_computes_only_what_is_new(checkout: Checkout) -> None
     text = EXPERIMENT.replace("  pareto: {figure: sae_pareto", "  l0: {figure: sae_pareto, y: mse")
     (checkout.folder / OTHER).write_text(text.replace("acts", "read").replace("Few small", "The same"))
     assert run(checkout, OTHER) == computed("l0")
+
+
+def test_of_a_node_in_parts_only_the_part_that_is_gone_is_made_again(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        line for line in EXPERIMENT.splitlines() if line.startswith(("nodes", "  seen", "  vit", "  acts"))
+    ]
+    text = "\n".join(
+        [*nodes, nodes[-1].replace("acts", "whole"), "  sae: {step: train_sae, activations: acts}"]
+    )
+    (checkout.folder / OTHER).write_text(text.replace("sites:", "parts: 3, sites:", 1))
+    parts = [f"acts[{i} of 3]" for i in (1, 2, 3)]
+    assert run(checkout, OTHER) == computed(*parts, "sae")
+    monkeypatch.chdir(checkout.folder)
+    # Within what another order of summation does to numbers of size 1: parts are other batches.
+    xr.testing.assert_allclose(load(OTHER, "acts"), load(OTHER, "whole"), atol=1e-5)
+    key = next(job["key"] for job in checkout.command("plan", OTHER)["jobs"] if title(job) == parts[1])
+    [before] = checkout.command("show", f"extract_activations/{key}")
+    checkout.command("rm", f"extract_activations/{key}", "--yes")
+    assert run(checkout, OTHER) == computed(parts[1])
+    [after] = checkout.command("show", f"extract_activations/{key}")
+    assert after["digest"] == before["digest"]
 
 
 def test_flipped_byte_is_named_by_verify_and_repaired_alone(checkout: Checkout) -> None:

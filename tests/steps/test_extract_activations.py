@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 
-from prisma_steps import schema
+from prisma_steps import datasets, schema
+from prisma_steps.axes import Axis
 from prisma_steps.data.pixels import pixel_batch
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
@@ -131,6 +132,24 @@ def test_first_images_only(model, images):
     xr.testing.assert_allclose(data, extract(model, images, sites=["logits"]).isel(image=slice(7)), **CLOSE)
     with pytest.raises(StepError, match="n_images is 24, but there are only 23 images"):
         extract(model, images, sites=["logits"], n_images=24)
+
+
+@pytest.mark.parametrize(("parts", "n_images"), [(3, 21), (7, 21), (1, None)])
+def test_parts_are_the_whole_bit_for_bit(model, images, parts, n_images):
+    """Cut where batches end: another batch is another order of summation."""
+    asked = {"sites": ["resid_post", "logits"], "n_images": n_images, "batch_size": 1 if parts == 7 else 7}
+    made = [extract(model, images, **asked, parts=parts, part=part) for part in range(parts)]
+    whole = extract(model, images, **asked)
+    xr.testing.assert_identical(
+        datasets.combine(made, [Axis("part", {"part": tuple(range(parts))}, "image")]), whole
+    )
+
+
+def test_more_parts_than_images_are_refused(model, images):
+    with pytest.raises(StepError, match="parts is 8, but there are only 7 images: set parts to 7 or less"):
+        extract(model, images, sites=["logits"], n_images=7, parts=8, part=2)
+    with pytest.raises(ValidationError, match="part 3 is not one of 3"):
+        Params(sites=["logits"], parts=3, part=3)
 
 
 def test_float16_is_asked_for(model, images):

@@ -1,0 +1,32 @@
+"""The images of one part of a step's work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prisma_steps.step import InParts, StepError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def images_of_part(images: xr.Dataset, params: InParts) -> xr.Dataset:
+    """The images, or what else lies along ``image``, of the part that ``params`` names.
+
+    Raises:
+        StepError: when there are more parts than images.
+    """
+    return images.isel(image=part_slice(images.sizes["image"], params.parts, params.part))
+
+
+def part_slice(count: int, parts: int, part: int) -> slice:
+    """Part ``part`` of ``count`` things in ``parts`` parts, whose sizes differ by one at most.
+
+    Raises:
+        StepError: when there are more parts than things.
+    """
+    if parts > count:
+        raise StepError(
+            f"parts is {parts:,}, but there are only {count:,} images: set parts to {count} or less"
+        )
+    return slice(part * count // parts, (part + 1) * count // parts)
