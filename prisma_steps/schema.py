@@ -94,6 +94,33 @@ SITE_DIMS: Mapping[str, tuple[str, ...]] = {
     "logits": ("image", "class"),
 }
 
+#: Weights of a model, which multiply from the right (x @ W), with their dims in one layer; those of U exist once.
+WEIGHT_DIMS: Mapping[str, tuple[str, ...]] = {
+    **{f"W_{name}": ("head", "d_model", "d_head") for name in "QKV"},
+    **{f"b_{name}": ("head", "d_head") for name in "QKV"},
+    "W_O": ("head", "d_head", "d_model"),
+    "b_O": ("d_model",),
+    "W_gate": ("d_model", "d_mlp"),
+    "b_gate": ("d_mlp",),
+    "W_in": ("d_model", "d_mlp"),
+    "b_in": ("d_mlp",),
+    "W_out": ("d_mlp", "d_model"),
+    "b_out": ("d_model",),
+    "W_U": ("d_model", "class"),
+    "b_U": ("class",),
+}
+
+_MATRICES = {
+    "Q": "query",
+    "K": "key",
+    "V": "value",
+    "O": "attention output",
+    "gate": "MLP gate",
+    "in": "MLP input",
+    "out": "MLP output",
+    "U": "unembedding",
+}
+
 #: Short names of sites by their names in TransformerLens and ViT-Prisma, without ``blocks.<layer>.``
 TRANSFORMER_LENS_SITES: Mapping[str, str] = {
     "hook_embed": "embed",
@@ -148,6 +175,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "loss": Meaning("training loss", "1"),
     "sparsity_loss": Meaning("sparsity term of the loss", "1"),
     "dead_latents": Meaning("latents that have not fired lately", "latent"),
+    # a model
+    **{f"W_{name}": Meaning(f"{text} weight", "1") for name, text in _MATRICES.items()},
+    **{f"b_{name}": Meaning(f"{text} bias", "1") for name, text in _MATRICES.items()},
     # dictionaries
     "W_enc": Meaning("encoder weight", "1"),
     "W_dec": Meaning("decoder weight", "1"),

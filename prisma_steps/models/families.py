@@ -25,7 +25,9 @@ class BlockTable:
         attention: the module that calls the attention function.
         q, k, v, o: its projections.
         attn_write: the module whose output, times ``attn_scale``, is added to the residual stream.
-        mlp_in, mlp_out: the first matrix (of a gated MLP the gate) and the last one.
+        mlp_in, mlp_out: the first and the last matrix of the MLP.
+        mlp_gate: the matrix beside ``mlp_in`` in a gated MLP, act(x W_gate) · (x W_in); ``mlp_pre`` is what
+            the activation function is given: the gate's output there, as in TransformerLens.
         mlp_write: the module whose output, times ``mlp_scale``, is added to the residual stream.
         attn_scale, mlp_scale: LayerScale where it is a parameter of the block and no module.
         qkv: the one projection of a model that computes q, k and v together; q, k and v are then left out.
@@ -45,6 +47,7 @@ class BlockTable:
     attn_scale: str = ""
     mlp_scale: str = ""
     qkv: str = ""
+    mlp_gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ _DINO = BlockTable(
     attention="attention",
     attn_write="layer_scale1",
     ln2="norm2",
-    mlp_in="mlp.gate_proj|mlp.fc1|mlp.up_proj",
+    mlp_gate="mlp.gate_proj",
+    mlp_in="mlp.fc1|mlp.up_proj",
     mlp_out="mlp.fc2|mlp.down_proj",
     mlp_write="layer_scale2",
     **_PROJECTIONS,

@@ -41,6 +41,7 @@ from prisma_steps.models.sites import (
     checked,
     site_key,
 )
+from prisma_steps.models.weights import Weights
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
@@ -194,7 +195,13 @@ class HookedViT:
     @property
     def unembedding(self) -> nn.Module | None:
         """The matrix that makes logits of features, where the model has one."""
-        return self.head if self.head is not None else find(self.model, self.family.head)
+        found = self.head if self.head is not None else find(self.model, self.family.head)
+        return None if isinstance(found, nn.Identity) else found  # a classifier of no classes
+
+    @property
+    def weights(self) -> Weights:
+        """The matrices and biases, named and turned as in TransformerLens."""
+        return Weights(self)
 
     @property
     def sites(self) -> dict[str, bool]:
@@ -477,7 +484,7 @@ class HookedViT:
             "attn_out": lambda: self._added(layer, "attn", () if before_mlp is None else (before_mlp,)),
             "resid_mid": lambda: OutputPort(block) if before_mlp is None else ResidMidPort(before_mlp, block),
             "ln2_out": lambda: OutputPort(part("ln2")),
-            "mlp_pre": lambda: OutputPort(part("mlp_in")),
+            "mlp_pre": lambda: OutputPort(part("mlp_gate") or part("mlp_in")),
             "mlp_post": lambda: InputPort(part("mlp_out")),
             "mlp_out": lambda: self._added(layer, "mlp", ()),
             "resid_post": lambda: OutputPort(block),

@@ -138,7 +138,8 @@ def test_projections_and_mlp_are_made_of_their_parts(model, cache):
                 close(cache[site, layer].flatten(2), model.part(layer, site)(read))
         if "mlp_pre" in model.sites:
             read = cache["ln2_out" if "ln2_out" in model.sites else "resid_mid", layer]
-            close(cache["mlp_pre", layer], model.part(layer, "mlp_in")(read))
+            first = model.part(layer, "mlp_gate") or model.part(layer, "mlp_in")
+            close(cache["mlp_pre", layer], first(read))
             written = model.part(layer, "mlp_out")(cache["mlp_post", layer])
             close(cache["mlp_out", layer], written * model.layer_scale(layer, "mlp"))
         for norm, read, left in (("ln1", "resid_pre", "ln1_out"), ("ln2", "resid_mid", "ln2_out")):
