@@ -94,7 +94,7 @@ SITE_DIMS: Mapping[str, tuple[str, ...]] = {
     "logits": ("image", "class"),
 }
 
-#: Weights of a model, which multiply from the right (x @ W), with their dims in one layer; those of U exist once.
+#: Weights of a model, to multiply from the right (x @ W), with their dims in one layer; W_U, b_U exist once.
 WEIGHT_DIMS: Mapping[str, tuple[str, ...]] = {
     **{f"W_{name}": ("head", "d_model", "d_head") for name in "QKV"},
     **{f"b_{name}": ("head", "d_head") for name in "QKV"},

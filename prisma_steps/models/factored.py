@@ -82,7 +82,7 @@ class FactoredMatrix:
     ) -> tuple[
         Float[Tensor, "*batch row rank"], Float[Tensor, "*batch rank"], Float[Tensor, "*batch rank column"]
     ]:
-        """U, S, Vᵀ with product = U diag(S) Vᵀ, S falling: by QR of the factors and the SVD of rank × rank."""
+        """U, S, Vᵀ with product = U diag(S) Vᵀ, S falling: by the factors' QR and an SVD of rank × rank."""
         outer_left, core, outer_right = self._core()
         u, s, vt = torch.linalg.svd(core, full_matrices=False)
         return outer_left @ u, s, vt @ outer_right.mT

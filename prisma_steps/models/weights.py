@@ -3,8 +3,8 @@
 Names and orientation are those of TransformerLens. With x = ``ln1_out``, q is x W_Q + b_Q, head by head, and
 attention writes Σ_head z W_O + b_O. With x = ``ln2_out``, ``mlp_pre`` is x W_in + b_in; of a gated MLP it is
 x W_gate + b_gate, and ``mlp_post`` is act(``mlp_pre``) · (x W_in + b_in). An MLP writes ``mlp_post`` W_out +
-b_out. W_O, b_O, W_out and b_out are those before LayerScale: what reaches the residual stream is multiplied by
-``HookedViT.layer_scale`` after them.
+b_out. W_O, b_O, W_out and b_out are those before LayerScale: what reaches the residual stream is multiplied
+by ``HookedViT.layer_scale`` after them.
 """
 
 from __future__ import annotations

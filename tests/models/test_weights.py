@@ -8,6 +8,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from prisma_steps.models.factored import FactoredMatrix
+from prisma_steps.models.families import kind_of
 from prisma_steps.models.heads import LinearProbe, ZeroShotHead
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.weights import WeightError
@@ -67,7 +68,7 @@ def test_neurons_read_and_write_what_the_weights_say(model, run):
         pre = read @ weights["W_gate"][layer] + weights["b_gate"][layer] if gated else up
         close(sites["mlp_pre", layer], pre)
         if gated:
-            act = ACT2FN["silu" if model.config.model_type == "dinov2" else model.config.hidden_act]
+            act = ACT2FN["silu" if kind_of(model.model) == "dinov2" else model.config.hidden_act]
             close(sites["mlp_post", layer], act(torch.from_numpy(pre)).numpy() * up)
         scale = np.asarray(model.layer_scale(layer, "mlp"))
         written = sites["mlp_post", layer] @ weights["W_out"][layer] + weights["b_out"][layer]
@@ -88,7 +89,7 @@ def test_logits_are_read_from_features_by_the_unembedding(model, run):
     logits = model(pixels_for(model)).numpy()
     handle.remove()
     close(logits, features[0] @ weights["W_U"] + weights["b_U"])
-    if model.config.model_type in ("vit", "vit_msn", "deit", "beit", "timesformer", "vivit"):
+    if kind_of(model.model) in ("vit", "vit_msn", "deit", "beit", "timesformer", "vivit"):
         close(logits, sites["ln_final", None][:, 0] @ weights["W_U"] + weights["b_U"])
 
 
