@@ -28,6 +28,7 @@ DIMS: Mapping[str, str] = {
     "d_model": "a coordinate of the residual stream",
     "d_head": "a coordinate inside a head",
     "d_mlp": "a neuron of an MLP",
+    "component": "a summand of the residual stream: embed, attn_<layer> or mlp_<layer>",
     "latent": "a latent of a dictionary",
     "class": "a class",
     "seed": "a random seed",
@@ -178,6 +179,12 @@ MEANINGS: Mapping[str, Meaning] = {
     # a model
     **{f"W_{name}": Meaning(f"{text} weight", "1") for name, text in _MATRICES.items()},
     **{f"b_{name}": Meaning(f"{text} bias", "1") for name, text in _MATRICES.items()},
+    # decompositions of the residual stream
+    "residual_component": Meaning("what is added to the residual stream", "1"),
+    "residual_stream": Meaning("residual stream", "1"),
+    "head_result": Meaning("what a head adds to the residual stream", "1"),
+    "neuron_result": Meaning("what a neuron adds to the residual stream", "1"),
+    "final_norm_contribution": Meaning("contribution to the output of the final norm", "1"),
     # dictionaries
     "W_enc": Meaning("encoder weight", "1"),
     "W_dec": Meaning("decoder weight", "1"),

@@ -199,6 +199,11 @@ class HookedViT:
         return self._final_norm[0]
 
     @property
+    def norm_scope(self) -> str:
+        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled`` token, the mean of patches."""
+        return self._final_norm[1]
+
+    @property
     def unembedding(self) -> nn.Module | None:
         """The matrix that makes logits of features, where the model has one."""
         found = self.head if self.head is not None else find(self.model, self.family.head)
@@ -265,7 +270,7 @@ class HookedViT:
         kinds = tokens["token_kind"]
         if site == "embed":
             return np.flatnonzero(kinds == "patch")
-        scope = self._final_norm[1] if site == "ln_final" else "all"
+        scope = self.norm_scope if site == "ln_final" else "all"
         if scope == "pooled":
             return None
         return np.flatnonzero(kinds == "cls") if scope == "cls" else np.arange(len(kinds))
@@ -420,7 +425,7 @@ class HookedViT:
             return self.head(returned)
         if isinstance(returned, Tensor):
             return returned
-        last = "last_hidden_state" if self._final_norm[1] == "all" else "pooler_output"
+        last = "last_hidden_state" if self.norm_scope == "all" else "pooler_output"
         names = ("logits", "image_embeds", last)
         return next(getattr(returned, name) for name in names if getattr(returned, name, None) is not None)
 
