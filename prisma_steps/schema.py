@@ -29,6 +29,7 @@ DIMS: Mapping[str, str] = {
     "d_model": "a coordinate of the residual stream",
     "d_head": "a coordinate inside a head",
     "d_mlp": "a neuron of an MLP",
+    "component": "a summand of the residual stream: embed, attn_<layer> or mlp_<layer>",
     "latent": "a latent of a dictionary",
     "class": "a class",
     "seed": "a random seed",
@@ -93,6 +94,33 @@ SITE_DIMS: Mapping[str, tuple[str, ...]] = {
     "resid_post": _RESIDUAL,
     "ln_final": _RESIDUAL,
     "logits": ("image", "class"),
+}
+
+#: Weights of a model, to multiply from the right (x @ W), with their dims in one layer; W_U, b_U exist once.
+WEIGHT_DIMS: Mapping[str, tuple[str, ...]] = {
+    **{f"W_{name}": ("head", "d_model", "d_head") for name in "QKV"},
+    **{f"b_{name}": ("head", "d_head") for name in "QKV"},
+    "W_O": ("head", "d_head", "d_model"),
+    "b_O": ("d_model",),
+    "W_gate": ("d_model", "d_mlp"),
+    "b_gate": ("d_mlp",),
+    "W_in": ("d_model", "d_mlp"),
+    "b_in": ("d_mlp",),
+    "W_out": ("d_mlp", "d_model"),
+    "b_out": ("d_model",),
+    "W_U": ("d_model", "class"),
+    "b_U": ("class",),
+}
+
+_MATRICES = {
+    "Q": "query",
+    "K": "key",
+    "V": "value",
+    "O": "attention output",
+    "gate": "MLP gate",
+    "in": "MLP input",
+    "out": "MLP output",
+    "U": "unembedding",
 }
 
 #: Short names of sites by their names in TransformerLens and ViT-Prisma, without ``blocks.<layer>.``
@@ -162,6 +190,15 @@ MEANINGS: Mapping[str, Meaning] = {
     "loss": Meaning("training loss", "1"),
     "sparsity_loss": Meaning("sparsity term of the loss", "1"),
     "dead_latents": Meaning("latents that have not fired lately", "latent"),
+    # a model
+    **{f"W_{name}": Meaning(f"{text} weight", "1") for name, text in _MATRICES.items()},
+    **{f"b_{name}": Meaning(f"{text} bias", "1") for name, text in _MATRICES.items()},
+    # decompositions of the residual stream
+    "residual_component": Meaning("what is added to the residual stream", "1"),
+    "residual_stream": Meaning("residual stream", "1"),
+    "head_result": Meaning("what a head adds to the residual stream", "1"),
+    "neuron_result": Meaning("what a neuron adds to the residual stream", "1"),
+    "final_norm_contribution": Meaning("contribution to the output of the final norm", "1"),
     # dictionaries
     "W_enc": Meaning("encoder weight", "1"),
     "W_dec": Meaning("decoder weight", "1"),

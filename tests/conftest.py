@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from unittest.mock import MagicMock
 
 import pytest
+
+from tests.without_torchvision import imported_timm
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,30 +28,10 @@ def focus_vit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # pytest would keep it, 90 MB, for three more runs
 
 
-#: What timm imports of torchvision as it is imported itself.
-TORCHVISION = (
-    "torchvision",
-    "torchvision.datasets",
-    "torchvision.models.feature_extraction",
-    "torchvision.ops.misc",
-    "torchvision.transforms",
-    "torchvision.transforms.functional",
-)
-
-
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
-    """Timm, whose models are another implementation. Its reading of images does not work.
-
-    It imports torchvision for that and for detection, which no vision transformer uses; torchvision is not
-    installed, so mocks stand in for it during the import.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for name in TORCHVISION:
-            patch.setitem(sys.modules, name, MagicMock())
-        import timm
-
-    return timm
+    """Timm, imported without torchvision."""
+    return imported_timm()
 
 
 @pytest.fixture(scope="session")

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from prisma_steps.models.sites import SiteError, SiteKey
+from prisma_steps.models.decomposition import Decomposition
+from prisma_steps.models.sites import SiteKey
 from prisma_steps.schema import SITE_DIMS, label, site_key
 
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
+
+_RESIDUAL = ("image", "token", "d_model")
 
 
 class ActivationCache(Mapping[SiteKey, Tensor]):
     """The values of a run.
 
     ``cache["resid_post", 3]`` is a tensor that gradients flow through, ``cache["resid_post"]`` all kept
-    layers of a site as labelled data, ``cache.data`` everything as one Dataset.
+    layers of a site as labelled data, ``cache.data`` everything as one Dataset. Labelled data are detached,
+    on the CPU, and of the run's dtype, but for bfloat16, which numpy does not know and which becomes float32.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         """Keep ``values`` of a run of ``model`` on inputs [image, *shape] with these ids."""
         self._model = model
         self._values = dict(values)
-        self._shape = shape
+        self._tokens = model.token_coords(shape)
         self._images = images
 
     @overload
@@ -51,7 +54,7 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         if isinstance(key, tuple):
             return self._values[key]
         site, layer = site_key(key)
-        found = self.data[site]
+        found = self._site(site)
         return found if layer is None else found.sel(layer=layer)
 
     def __iter__(self) -> Iterator[SiteKey]:
@@ -75,163 +78,135 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
     def data(self) -> xr.Dataset:
         """Every value with labels: ``layer`` follows ``image`` where a site exists in every block.
 
-        Layers of one site are stacked. Sites that were kept at different layers share their union, with NaN
-        where a site was not kept.
+        ``token`` is the model's sequence. A site has NaN at tokens that it lacks (the embedding at CLS) and
+        at layers where it was not kept, and no ``token`` at all where the model pools before it.
         """
-        sites: dict[str, list[int | None]] = {}
-        for site, layer in self._values:
-            sites.setdefault(site, []).append(layer)
-        arrays = [self._labelled(site, layers) for site, layers in sites.items()]
-        with xr.set_options(arithmetic_join="exact"):
-            return label(xr.merge(arrays, join="outer", compat="no_conflicts"))
+        arrays = [self._in_sequence(site) for site in dict.fromkeys(site for site, _ in self)]
+        merged = xr.merge(arrays, join="outer", compat="no_conflicts", combine_attrs="drop")
+        coords = self._token_coords(merged.token.values) if "token" in merged.dims else {}
+        return label(merged.assign_coords(coords | self._class_names(merged.dims)))
 
-    def _labelled(self, site: str, layers: Sequence[int | None]) -> xr.DataArray:
-        values = [self._values[site, layer].detach().cpu() for layer in layers]
-        dims = list(SITE_DIMS[site])
+    def _in_sequence(self, site: str) -> xr.DataArray:
+        """A site without what joins would fill with NaN: a token of several, coordinates along tokens."""
+        array = self._site(site)
+        array = array.isel(token=0) if self._model.kept_at(site, self._tokens) is None else array
+        return array.drop_vars([name for name in array.coords if name not in array.dims])
+
+    def _site(self, site: str) -> xr.DataArray:
+        """All kept layers of a site."""
+        layers = [layer for kept, layer in self._values if kept == site]
+        if not layers:
+            raise KeyError(site)
+        tokens = self._model.kept_at(site, self._tokens)
         if layers == [None]:
-            stacked = values[0]
-        else:
-            stacked = torch.stack(values, dim=1)
-            dims.insert(1, "layer")
-        stacked = stacked.float() if stacked.dtype == torch.bfloat16 else stacked
-        coords = self._coords(site, dims)
-        if "layer" in dims:
-            coords["layer"] = np.array(layers)
-        return xr.DataArray(stacked.numpy(), coords=coords, dims=dims, name=site)
+            return self._labelled(site, self._values[site, None], SITE_DIMS[site], tokens)
+        stacked = torch.stack([self._values[site, layer] for layer in layers], dim=1)
+        first, *others = SITE_DIMS[site]
+        return self._labelled(site, stacked, (first, "layer", *others), tokens, layer=layers)
 
-    def _coords(self, site: str, dims: Sequence[str]) -> dict[str, object]:
-        return site_coords(self._model, site, dims, self.n_images, self._images, self._shape)
+    def _labelled(
+        self,
+        name: str,
+        value: Tensor,
+        dims: Sequence[str],
+        tokens: np.ndarray | None,
+        **coords: Sequence[object] | np.ndarray,
+    ) -> xr.DataArray:
+        """A tensor with labels; its tokens are at these places of the sequence (None = one pooled token)."""
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+        n_tokens = len(self._tokens["token_kind"])
+        known: dict[str, object] = {
+            "image": self._image_ids,
+            "query_token": np.arange(n_tokens),
+            "key_token": np.arange(n_tokens),
+            "head": np.arange(self._model.n_heads),
+        }
+        labels = {dim: known[dim] for dim in dims if dim in known} | self._class_names(dims)
+        labels |= self._token_coords(tokens) if "token" in dims else {}
+        array = xr.DataArray(value.numpy(), labels | coords, dims, name)
+        return label(array.to_dataset())[name]
+
+    def _token_coords(self, tokens: np.ndarray | None) -> dict[str, object]:
+        if tokens is None:
+            kept = {name: np.array([-1]) for name in self._tokens} | {"token_kind": np.array(["pooled"])}
+            return {"token": [-1], **{name: ("token", values) for name, values in kept.items()}}
+        return {"token": tokens, **{name: ("token", values[tokens]) for name, values in self._tokens.items()}}
+
+    def _class_names(self, dims: Iterable[Hashable]) -> dict[str, object]:
+        names = self._model.class_names
+        return {"class_name": ("class", np.array(names))} if "class" in dims and names is not None else {}
 
     # --- decompositions of the residual stream
 
-    def decompose_residual(self) -> Float[Tensor, "component image token d_model"]:
-        """What was added to the residual stream at the end, by component (``component_names``).
+    @property
+    def tensors(self) -> Decomposition:
+        """The decompositions below as tensors that gradients flow through."""
+        return Decomposition(self._model, self._values, self._tokens["token_kind"])
 
-        Sums to ``resid_post`` of the last layer. Needs ``full_embed`` and, of every layer, ``attn_out`` and
-        (where there are MLPs) ``mlp_out``.
+    def decompose_residual(self) -> xr.DataArray:
+        """What was added to the residual stream until its end: component, image, token, d_model.
 
-        Raises:
-            SiteError: naming what the run did not keep.
+        See ``Decomposition.decompose_residual``.
         """
-        return torch.stack([self._kept(*key) for key in self._components()])
+        names = self.tensors.component_names
+        dims = ("component", *_RESIDUAL)
+        value = self.tensors.decompose_residual()
+        return self._labelled("residual_component", value, dims, self._all_tokens, component=names)
 
-    def component_names(self) -> list[str]:
-        """Names along ``component``: ``embed``, ``attn_0``, ``mlp_0``, …."""
-        return [
-            "embed" if layer is None else f"{site.removesuffix('_out')}_{layer}"
-            for site, layer in self._components()
-        ]
+    def accumulated_residual(self) -> xr.DataArray:
+        """The residual stream before every block: layer, image, token, d_model; n_layers is the end.
 
-    def _components(self) -> list[SiteKey]:
-        written = [site for site in ("attn_out", "mlp_out") if site in self._model.sites]
-        return [
-            ("full_embed", None),
-            *((site, layer) for layer in range(self._model.n_layers) for site in written),
-        ]
-
-    def accumulated_residual(self) -> Float[Tensor, "layer image token d_model"]:
-        """The residual stream before every block and after the last: [n_layers + 1, …].
-
-        Raises:
-            SiteError: naming what the run did not keep.
+        See ``Decomposition.accumulated_residual``.
         """
-        layers = range(self._model.n_layers)
-        return torch.stack(
-            [self._kept("resid_pre", layer) for layer in layers] + [self._kept("resid_post", layers[-1])]
+        value = self.tensors.accumulated_residual()
+        return self._labelled(
+            "residual_stream", value, ("layer", *_RESIDUAL), self._all_tokens, layer=range(len(value))
         )
 
-    def head_results(self) -> Float[Tensor, "layer head image token d_model"]:
-        """What every head adds to the residual stream, after LayerScale; biases are no head's.
+    def head_results(self) -> xr.DataArray:
+        """What every head adds to the residual stream: layer, head, image, token, d_model.
 
-        Needs ``z`` of every layer.
+        See ``Decomposition.head_results``.
+        """
+        value = self.tensors.head_results()
+        return self._labelled(
+            "head_result", value, ("layer", "head", *_RESIDUAL), self._all_tokens, layer=range(len(value))
+        )
+
+    def neuron_results(self, layer: int, tokens: slice | Sequence[int] = slice(None)) -> xr.DataArray:
+        """What every neuron of a layer adds to the residual stream: d_mlp, image, token, d_model.
+
+        See ``Decomposition.neuron_results``.
+        """
+        value = self.tensors.neuron_results(layer, tokens)
+        return self._labelled("neuron_result", value, ("d_mlp", *_RESIDUAL), self._all_tokens[tokens])
+
+    def apply_final_norm(self, parts: xr.DataArray, frozen_scale: bool = True) -> xr.DataArray:
+        """What each part contributes to ``ln_final``, at the tokens that it has.
+
+        See ``Decomposition.apply_final_norm``; parts are of the images of the run, at any of its tokens.
 
         Raises:
-            SiteError: naming what the run did not keep.
+            ValueError: when they are of others.
         """
-        return torch.stack([self._head_results(layer) for layer in range(self._model.n_layers)])
+        parts = parts.transpose(..., *_RESIDUAL)
+        if not np.array_equal(parts.image, self._image_ids):
+            raise ValueError("parts are of other images than the run")
+        tokens = parts.token.values
+        tensor = torch.from_numpy(parts.values).to(self._model.device, self._model.dtype)
+        value = self.tensors.apply_final_norm(tensor, tokens, frozen_scale)
+        kept = None if self._model.norm_scope == "pooled" else tokens
+        if self._model.norm_scope == "cls":
+            kept = tokens[self._tokens["token_kind"][tokens] == "cls"]
+        coords = {str(dim): parts[dim].values for dim in parts.dims[:-3] if dim in parts.coords}
+        dims = list(map(str, parts.dims))
+        return self._labelled("final_norm_contribution", value, dims, kept, **coords)
 
-    def _head_results(self, layer: int) -> Float[Tensor, "head image token d_model"]:
-        output: nn.Linear = self._model.part(layer, "o")
-        weight = output.weight.unflatten(1, (self._model.n_heads, -1))
-        result = torch.einsum("ithd,mhd->hitm", self._kept("z", layer), weight)
-        return result * self._model.layer_scale(layer, "attn")
+    @property
+    def _image_ids(self) -> np.ndarray:
+        return np.arange(self.n_images) if self._images is None else np.asarray(self._images)
 
-    def neuron_results(
-        self, layer: int, tokens: slice | Sequence[int] = slice(None)
-    ) -> Float[Tensor, "d_mlp image token d_model"]:
-        """What every neuron of a layer adds to the residual stream, after LayerScale; needs ``mlp_post``.
-
-        Args:
-            layer: the block.
-            tokens: which tokens; all of a real model rarely fit in memory.
-
-        Raises:
-            SiteError: naming what the run did not keep.
-        """
-        post = self._kept("mlp_post", layer)[:, tokens]
-        weight: Tensor = self._model.part(layer, "mlp_out").weight
-        return torch.einsum("itn,mn->nitm", post, weight) * self._model.layer_scale(layer, "mlp")
-
-    def apply_final_norm(
-        self, parts: Float[Tensor, "*part image token d_model"], frozen_scale: bool = True
-    ) -> Float[Tensor, "*part image token d_model"]:
-        """What each part contributes to the output of the final norm.
-
-        Args:
-            parts: summands of the last residual stream.
-            frozen_scale: divide by the standard deviation of the whole stream, kept by the run
-                (``resid_post`` of the last layer), without the norm's shift: the map is then linear, and
-                contributions plus the shift sum to ``ln_final``. Else apply the norm to each part alone, as
-                the logit lens does.
-
-        Raises:
-            SiteError: when the run did not keep the last residual stream.
-        """
-        norm = self._model.final_norm
-        if norm is None:
-            return parts
-        if not frozen_scale:
-            return norm(parts)
-        if not isinstance(norm, nn.LayerNorm):
-            raise SiteError(
-                f"the final norm is {type(norm).__name__}, and only a LayerNorm's scale can be frozen"
-            )
-        last = self._kept("resid_post", self._model.n_layers - 1)
-        scale = (last.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
-        return (parts - parts.mean(-1, keepdim=True)) * scale * norm.weight
-
-    def _kept(self, site: str, layer: int | None) -> Tensor:
-        if (site, layer) not in self._values:
-            where = site if layer is None else f"{site} of layer {layer}"
-            raise SiteError(f"this needs {where}: name the site when you run the model")
-        return self._values[site, layer]
-
-
-def site_coords(
-    model: HookedViT,
-    site: str,
-    dims: Sequence[str],
-    n_images: int,
-    images: Sequence[str] | None,
-    shape: Sequence[int],
-) -> dict[str, object]:
-    """Coordinates of a site's dims but ``layer``: ids, kinds and places of tokens, names of classes."""
-    coords: dict[str, object] = {"image": np.arange(n_images) if images is None else np.asarray(images)}
-    tokens = model.token_coords(shape)
-    size = len(tokens["token_kind"])
-    if "token" in dims:
-        where = model.kept_at(site, tokens)
-        coords["token"] = np.arange(size)[where] if where is not None else np.array([-1])
-        for name, values in tokens.items():
-            kept = (
-                values[where] if where is not None else np.array(["pooled" if name == "token_kind" else -1])
-            )
-            coords[name] = ("token", kept)
-    for dim in ("query_token", "key_token"):
-        if dim in dims:
-            coords[dim] = np.arange(size)
-    if "head" in dims:
-        coords["head"] = np.arange(model.n_heads)
-    if "class" in dims and model.class_names is not None:
-        coords["class_name"] = ("class", np.array(model.class_names))
-    return coords
+    @property
+    def _all_tokens(self) -> np.ndarray:
+        return np.arange(len(self._tokens["token_kind"]))

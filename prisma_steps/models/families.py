@@ -25,7 +25,9 @@ class BlockTable:
         attention: the module that calls the attention function.
         q, k, v, o: its projections.
         attn_write: the module whose output, times ``attn_scale``, is added to the residual stream.
-        mlp_in, mlp_out: the first matrix (of a gated MLP the gate) and the last one.
+        mlp_in, mlp_out: the first and the last matrix of the MLP.
+        mlp_gate: the matrix beside ``mlp_in`` in a gated MLP, act(x W_gate) · (x W_in); ``mlp_pre`` is what
+            the activation function is given: the gate's output there, as in TransformerLens.
         mlp_write: the module whose output, times ``mlp_scale``, is added to the residual stream.
         attn_scale, mlp_scale: LayerScale where it is a parameter of the block and no module.
         qkv: the one projection of a model that computes q, k and v together; q, k and v are then left out.
@@ -45,6 +47,7 @@ class BlockTable:
     attn_scale: str = ""
     mlp_scale: str = ""
     qkv: str = ""
+    mlp_gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Family:
         embed: the module that leaves the embedded patches.
         block: the parts of a block.
         ln_final: the final norm, and what it is applied to: ``all`` tokens, the ``cls`` token alone, or one
-            ``pooled`` token. The first that is there and is a norm.
+            ``pooled`` token, the mean of the patches. The first that is there and is a norm.
         head: the matrix that makes logits of features.
         trunk: where a model with a head keeps the bare model.
         prefix: kinds of the tokens that come before the patches, given the configuration.
@@ -64,10 +67,12 @@ class Family:
         frames_first: whether patches come frame by frame (else all frames of a patch come together).
         missing: sites that the architecture does not have, with the reason.
         inputs: further arguments of the forward pass.
-        n_heads, d_model, image_size, patch_size, n_channels: where the configuration has these.
-        any_size: whether it takes images of any size as they come.
+        n_heads, d_model, image_size, patch_size, n_channels: where the configuration has these; a model
+            without configuration stands for it.
+        any_size: whether it takes images of any size as they come, given the configuration.
         head_skips_norm: whether a classifier reads the residual stream without the final norm.
         blocks_return_tuples: whether a block returns the stream alone or before others.
+        unfit: what of a model is not built as the table says, where a family has variants; else None.
     """
 
     blocks: str
@@ -86,9 +91,10 @@ class Family:
     image_size: str = "image_size"
     patch_size: str = "patch_size"
     n_channels: str = "num_channels"
-    any_size: bool = False
+    any_size: Callable[[Any], bool] = lambda _: False
     head_skips_norm: bool = False
     blocks_return_tuples: bool = False
+    unfit: Callable[[Any], str | None] = lambda _: None
 
 
 _PROJECTIONS = {name: f"attention.{name}_proj" for name in "qkvo"}
@@ -122,7 +128,8 @@ _DINO = BlockTable(
     attention="attention",
     attn_write="layer_scale1",
     ln2="norm2",
-    mlp_in="mlp.gate_proj|mlp.fc1|mlp.up_proj",
+    mlp_gate="mlp.gate_proj",
+    mlp_in="mlp.fc1|mlp.up_proj",
     mlp_out="mlp.fc2|mlp.down_proj",
     mlp_write="layer_scale2",
     **_PROJECTIONS,
@@ -169,6 +176,28 @@ _DIVIDED = (
     "interface: its attention is no one matrix over all tokens"
 )
 
+
+def _timm_unfit(model: Any) -> str | None:
+    """What sets a ``VisionTransformer`` of timm apart from the plain one, whose table there is."""
+    block = find(model, "blocks.0")
+    if type(block).__name__ != "Block" or type(block.attn).__name__ != "Attention":
+        return f"its block is {type(block).__name__} and not timm's Block with timm's Attention"
+    if block.attn.gate is not None or not isinstance(block.attn.norm, nn.Identity):
+        return "its attention scales what its heads return before the output projection"
+    if block.mlp.fc1.out_features != block.mlp.fc2.in_features:
+        return "its MLP keeps gate and input in one matrix"
+    if not isinstance(model.patch_embed.norm, nn.Identity):
+        return "it normalises its patches before it adds their positions"
+    if not isinstance(model.fc_norm, nn.Identity) and (model.global_pool, model.pool_include_prefix) != (
+        "avg",
+        False,
+    ):
+        return (
+            f"its last norm is of tokens pooled as {model.global_pool!r} and not of the mean of the patches"
+        )
+    return None
+
+
 _vit = Family(
     blocks="layers",
     embed="embeddings.patch_embeddings",
@@ -190,7 +219,7 @@ _dinov2 = Family(
     block=_DINO,
     ln_final={"layernorm": "all"},
     trunk="dinov2",
-    any_size=True,
+    any_size=lambda _: True,
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -280,11 +309,50 @@ FAMILIES: Mapping[str, Family] = {
             ("ln1_out", "q", "k", "v", "z", "attn_scores", "pattern", "result", "attn_out"), _DIVIDED
         ),
     ),
+    "timm_vit": Family(
+        blocks="blocks",
+        embed="patch_embed.proj",
+        block=BlockTable(
+            ln1="norm1",
+            attention="attn",
+            qkv="attn.qkv",
+            o="attn.proj",
+            attn_write="ls1",
+            ln2="norm2",
+            mlp_in="mlp.fc1",
+            mlp_out="mlp.fc2",
+            mlp_write="ls2",
+        ),
+        ln_final={"norm": "all", "fc_norm": "pooled"},
+        head="head",
+        prefix=lambda model: (*["cls"] * model.has_class_token, *["register"] * model.num_reg_tokens),
+        n_heads="blocks.0.attn.num_heads",
+        d_model="embed_dim",
+        image_size="patch_embed.img_size",
+        patch_size="patch_embed.patch_size",
+        n_channels="in_chans",
+        any_size=lambda model: model.dynamic_img_size,
+        unfit=_timm_unfit,
+    ),
+}
+
+#: Tables of models whose own name is another: classifiers of CLIP and SigLIP, which carry the configuration
+#: of text and image together, and models without a configuration, which go by their class.
+_ALIASES = {
+    "siglip": "siglip_vision_model",
+    "clip": "clip_vision_model",
+    "VisionTransformer": "timm_vit",
 }
 
 
 class UnknownFamily(ValueError):
     """A model without a table, or one that is not built as its table says."""
+
+
+def kind_of(model: nn.Module) -> str:
+    """The name in ``FAMILIES`` that a model goes by: that of its configuration, else of its class."""
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return _ALIASES.get(kind, kind)
 
 
 def family_of(model: nn.Module) -> Family:
@@ -293,19 +361,20 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnknownFamily: naming the tables that there are, and how to add one.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    # A classifier of SigLIP carries the configuration of text and image together.
-    kind = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(kind, kind)
+    kind = kind_of(model)
     if kind not in FAMILIES:
         raise UnknownFamily(
             f"no table for {type(model).__name__} (model_type {kind!r}). Known: {', '.join(FAMILIES)}. To "
             f"add it, say in prisma_steps/models/families.py, under FAMILIES[{kind!r}], where its blocks, "
             "norms, projections, MLP, final norm and head are"
         )
+    unfit = FAMILIES[kind].unfit(model)
+    if unfit is not None:
+        raise UnknownFamily(f"{type(model).__name__} is not built as the table of {kind!r} says: {unfit}")
     return FAMILIES[kind]
 
 
-def find(root: nn.Module, path: str) -> Any:
+def find(root: Any, path: str) -> Any:
     """What lies at ``path`` below ``root``, None where nothing does; ``a|b`` is the first that is there."""
     for option in path.split("|"):
         found: Any = root
@@ -324,8 +393,7 @@ def sides(size: Any) -> tuple[int, int]:
 def patches_of(config: Any, family: Family, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Frames, rows and columns of the patch grid of an input [(frame,) channel, row, column]."""
     rows, columns = (
-        side // patch
-        for side, patch in zip(shape[-2:], sides(getattr(config, family.patch_size)), strict=True)
+        side // patch for side, patch in zip(shape[-2:], sides(find(config, family.patch_size)), strict=True)
     )
     tubelet = family.frames(config)[1] if family.frames is not None else 1
     frames = shape[0] if len(shape) == 4 else 1

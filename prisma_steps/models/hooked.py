@@ -41,6 +41,7 @@ from prisma_steps.models.sites import (
     check_site,
     checked,
 )
+from prisma_steps.models.weights import Weights
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, site_key
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
@@ -76,7 +77,7 @@ class _Given(nn.Module):
 
 
 class HookedViT:
-    """A frozen or trainable model of ``transformers`` (or a ``ToyViT``) with hooks on every site.
+    """A frozen or trainable model of ``transformers`` or timm (or a ``ToyViT``) with hooks on every site.
 
     Nothing is left on the model after a call, also when it fails. Gradients flow through hooks. Sites are
     named as in ``schema.SITE_DIMS`` or as in TransformerLens; values have the dims that are given there.
@@ -133,8 +134,9 @@ class HookedViT:
 
     @property
     def config(self) -> Any:
-        """The configuration of the part that holds the blocks."""
-        return getattr(self.model.config, "vision_config", self.model.config)
+        """The configuration of the part that holds the blocks; a model without one stands for it."""
+        config = getattr(self.model, "config", self.model)
+        return getattr(config, "vision_config", config)
 
     @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -149,12 +151,12 @@ class HookedViT:
     @property
     def n_heads(self) -> int:
         """Attention heads of a block."""
-        return getattr(self.config, self.family.n_heads)
+        return find(self.config, self.family.n_heads)
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return getattr(self.config, self.family.d_model)
+        return find(self.config, self.family.d_model)
 
     @property
     def d_head(self) -> int:
@@ -187,9 +189,14 @@ class HookedViT:
     def input_shape(self) -> tuple[int, ...]:
         """[(frame,) channel, row, column] that the configuration asks for."""
         config, family = self.config, self.family
-        still = (getattr(config, family.n_channels), *sides(getattr(config, family.image_size)))
+        still = (find(config, family.n_channels), *sides(find(config, family.image_size)))
         frames = 1 if family.frames is None else family.frames(config)[0]
         return (frames, *still) if self.is_video else still
+
+    @property
+    def input_name(self) -> str:
+        """The argument of the model's forward pass that takes the pixels: its first."""
+        return next(iter(self._parameters))
 
     @property
     def is_video(self) -> bool:
@@ -219,9 +226,20 @@ class HookedViT:
         return self._final_norm[0]
 
     @property
+    def norm_scope(self) -> str:
+        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled`` token, the mean of patches."""
+        return self._final_norm[1]
+
+    @property
     def unembedding(self) -> nn.Module | None:
         """The matrix that makes logits of features, where the model has one."""
-        return self.head if self.head is not None else find(self.model, self.family.head)
+        found = self.head if self.head is not None else find(self.model, self.family.head)
+        return None if isinstance(found, nn.Identity) else found  # a classifier of no classes
+
+    @property
+    def weights(self) -> Weights:
+        """The matrices and biases, named and turned as in TransformerLens."""
+        return Weights(self)
 
     @property
     def sites(self) -> dict[str, bool]:
@@ -279,7 +297,7 @@ class HookedViT:
         kinds = tokens["token_kind"]
         if site == "embed":
             return np.flatnonzero(kinds == "patch")
-        scope = self._final_norm[1] if site == "ln_final" else "all"
+        scope = self.norm_scope if site == "ln_final" else "all"
         if scope == "pooled":
             return None
         return np.flatnonzero(kinds == "cls") if scope == "cls" else np.arange(len(kinds))
@@ -428,17 +446,19 @@ class HookedViT:
         """What the model is taken to answer.
 
         Logits; else an image's embedding; else what the final norm is applied to last: the pooled token, or
-        the last hidden state.
+        the last hidden state. A tensor that it returns alone.
         """
         if self.head is not None:
             return self.head(returned)
-        last = "last_hidden_state" if self._final_norm[1] == "all" else "pooler_output"
+        if isinstance(returned, Tensor):
+            return returned
+        last = "last_hidden_state" if self.norm_scope == "all" else "pooler_output"
         names = ("logits", "image_embeds", last)
         return next(getattr(returned, name) for name in names if getattr(returned, name, None) is not None)
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         self._check_input(pixels)
-        inputs = {self.model.main_input_name: pixels, **self.family.inputs}
+        inputs = {self.input_name: pixels, **self.family.inputs}
         accepted = {name: value for name, value in inputs.items() if name in self._parameters}
         if (
             tuple(pixels.shape[-2:]) != self.input_shape[-2:]
@@ -457,14 +477,14 @@ class HookedViT:
         if found == expected:
             return
         dims = "(frame, channel, row, column)" if self.is_video else "(channel, row, column)"
-        stretches = self.family.any_size or "interpolate_pos_encoding" in self._parameters
+        stretches = self.family.any_size(self.config) or "interpolate_pos_encoding" in self._parameters
         if len(found) != len(expected) or found[:-2] != expected[:-2] or not stretches:
             kind = "clips" if self.is_video else "images"
             raise InputError(
                 f"pixels have shape {tuple(pixels.shape)}; the model takes {kind}, (image, *{dims}) with "
                 f"{dims} = {expected}"
             )
-        patch = sides(getattr(self.config, self.family.patch_size))
+        patch = sides(find(self.config, self.family.patch_size))
         if any(side % size for side, size in zip(found[-2:], patch, strict=True)):
             raise InputError(f"images of {found[-2]} × {found[-1]} pixels are no whole patches of {patch}")
 
@@ -504,7 +524,7 @@ class HookedViT:
             "attn_out": lambda: self._added(layer, "attn", () if before_mlp is None else (before_mlp,)),
             "resid_mid": lambda: OutputPort(block) if before_mlp is None else ResidMidPort(before_mlp, block),
             "ln2_out": lambda: OutputPort(part("ln2")),
-            "mlp_pre": lambda: OutputPort(part("mlp_in")),
+            "mlp_pre": lambda: OutputPort(part("mlp_gate") or part("mlp_in")),
             "mlp_post": lambda: InputPort(part("mlp_out")),
             "mlp_out": lambda: self._added(layer, "mlp", ()),
             "resid_post": lambda: OutputPort(block),
@@ -513,10 +533,10 @@ class HookedViT:
 
     def _added(self, layer: int, which: str, readers: tuple[nn.Module, ...]) -> Port:
         """What attention or MLP adds to the stream."""
-        module, scale = self.part(layer, f"{which}_write"), self.part(layer, f"{which}_scale")
-        if isinstance(scale, Tensor):
-            return AddedPort(module, scale, readers, self.blocks[layer])
-        return OutputPort(module)
+        block = self.blocks[layer]
+        module = find(block, getattr(self.family.block, f"{which}_write"))
+        scale = self.part(layer, f"{which}_scale")
+        return AddedPort(module, scale, readers, block) if isinstance(scale, Tensor) else OutputPort(module)
 
     def _outer_port(self, site: str) -> Port:
         if site == "embed":
@@ -554,7 +574,7 @@ class HookedViT:
         parent = find(self._trunk, ".".join(path)) if path else self._trunk
         blocks = getattr(parent, name)
         given = _Given(resid_pre, self.family.blocks_return_tuples)
-        setattr(parent, name, nn.ModuleList([given, *blocks[layer:]]))
+        setattr(parent, name, nn.Sequential(given, *blocks[layer:]))
         try:
             yield
         finally:

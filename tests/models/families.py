@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import transformers as hf
 
+from prisma_steps.models.families import kind_of
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
+from tests.without_torchvision import imported_timm
 
 _SIZES: dict[str, Any] = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
 _MLP: dict[str, Any] = {"intermediate_size": 20}
@@ -27,6 +29,16 @@ _TOY: dict[str, Any] = {
     "image_size": 8,
     "n_channels": 2,
     "n_classes": 5,
+}
+_TIMM: dict[str, Any] = {
+    "img_size": 8,
+    "patch_size": 4,
+    "in_chans": 2,
+    "embed_dim": 12,
+    "depth": 2,
+    "num_heads": 3,
+    "mlp_ratio": 2,
+    "num_classes": 5,
 }
 _VJEPA: dict[str, Any] = {
     "hidden_size": 24,  # rotary positions need six coordinates a head and more
@@ -47,6 +59,14 @@ _VJEPA: dict[str, Any] = {
 
 def _toy(**changes: Any) -> Callable[[], Any]:
     return lambda: ToyViT(ToyViTConfig(**{**_TOY, **changes}))
+
+
+def _timm(**changes: Any) -> Callable[[], Any]:
+    def made() -> Any:
+        kind = imported_timm().models.vision_transformer.VisionTransformer
+        return kind(**{**_TIMM, **changes})
+
+    return made
 
 
 MAKERS: Mapping[str, Callable[[], Any]] = {
@@ -105,6 +125,12 @@ MAKERS: Mapping[str, Callable[[], Any]] = {
     "timesformer joint": lambda: hf.TimesformerModel(
         hf.TimesformerConfig(**_STILL, num_frames=4, attention_type="joint_space_time")
     ),
+    "timm": _timm(),
+    "timm bare, registers, LayerScale": _timm(num_classes=0, reg_tokens=2, init_values=0.5, pre_norm=True),
+    "timm mean of patches, QK-norm": _timm(global_pool="avg", qk_norm=True, qkv_bias=False),
+    "timm any size, no CLS": _timm(
+        dynamic_img_size=True, class_token=False, global_pool="avg", fc_norm=False
+    ),
 }
 
 
@@ -125,3 +151,12 @@ def pixels_for(model: HookedViT, n_images: int = 2, seed: int = 2) -> torch.Tens
     return torch.rand((n_images, *model.input_shape), generator=generator, dtype=torch.float64).to(
         model.dtype
     )
+
+
+def use_attention(model: HookedViT, implementation: str) -> None:
+    """Have a model compute its attention by the fused function (``sdpa``) or step by step (``eager``)."""
+    if kind_of(model.model) != "timm_vit":
+        model.model.set_attn_implementation(implementation)
+        return
+    for block in model.model.blocks:
+        block.attn.fused_attn = implementation == "sdpa"

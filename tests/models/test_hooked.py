@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
-from prisma_steps.models.families import FAMILIES, UnknownFamily
+from prisma_steps.models.families import FAMILIES, UnknownFamily, find, kind_of
 from prisma_steps.models.hooked import HookedViT, InputError
 from prisma_steps.models.sites import SiteError
 from prisma_steps.schema import SITE_DIMS, TRANSFORMER_LENS_SITES
-from tests.models.families import MAKERS, make, pixels_for
+from tests.models.families import MAKERS, make, pixels_for, use_attention
 
 #: Both sides of an identity are float64 sums of a few dozen terms of size 1 to 10, in another order.
 EXACT = {"rtol": 0, "atol": 1e-11}
@@ -49,20 +51,24 @@ def test_hooked_output_is_the_plain_models_to_the_bit_in_float32(name):
     pixels = pixels_for(model)
     outside = [site for site in model.sites if site not in IN_ATTENTION]
     for implementation in ["sdpa", "eager"] if "pattern" in model.sites else ["eager"]:
-        model.model.set_attn_implementation(implementation)
-        plain = model.output_of(model.model(**{model.model.main_input_name: pixels}))
+        use_attention(model, implementation)
+        plain = model.output_of(model.model(pixels))
         assert torch.equal(model(pixels), plain)
         assert torch.equal(model.run_with_cache(pixels, outside)[0], plain)
     # The last implementation is the eager one, which forms scores and pattern as ours does.
     assert torch.equal(model.run_with_cache(pixels)[0], plain)
 
 
-@pytest.mark.parametrize("name", ["vit", "deit", "beit no scale", "clip", "siglip", "dinov2", "dinov3_vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit", "deit", "beit no scale", "clip", "siglip", "dinov2", "dinov3_vit", "timm any size, no CLS"],
+)
 def test_images_of_another_size_than_the_default_are_taken(name):
     model = make(name)
     pixels = torch.rand(2, 2, 16, 12, generator=torch.Generator().manual_seed(4))
-    flag = {} if model.family.any_size or name.startswith("beit") else {"interpolate_pos_encoding": True}
-    plain = model.output_of(model.model(pixel_values=pixels, **flag))
+    asked = "interpolate_pos_encoding" in inspect.signature(model.model.forward).parameters
+    flag = {"interpolate_pos_encoding": True} if asked else {}
+    plain = model.output_of(model.model(pixels, **flag))
     output, cache = model.run_with_cache(pixels)
     # Scores asked for: the explicit attention takes the fused one's place.
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-5)
@@ -107,13 +113,13 @@ def test_attention_is_made_of_its_parts(model, cache):
     if "pattern" not in model.sites:
         assert model.family.missing["pattern"]
         return
-    rotary = model.config.model_type in ("dinov3_vit", "vjepa2")  # turns q and k after their projection
-    biased = model.config.model_type == "beit" and _has_position_bias(model)
+    rotary = kind_of(model.model) in ("dinov3_vit", "vjepa2")  # turns q and k after their projection
+    biased = kind_of(model.model) == "beit" and _has_position_bias(model)
     for layer in range(model.n_layers):
         q, k, v = (cache[site, layer] for site in "qkv")
         scores, pattern = cache["attn_scores", layer], cache["pattern", layer]
         if not rotary and not biased:
-            close(scores, torch.einsum("iqhd,ikhd->ihqk", q, k) / model.d_head**0.5)
+            close(scores, torch.einsum("iqhd,ikhd->ihqk", *_normed(model, layer, q, k)) / model.d_head**0.5)
         close(pattern, scores.exp() / scores.exp().sum(-1, keepdim=True))
         close(pattern.sum(-1), torch.ones_like(pattern.sum(-1)))
         close(cache["z", layer], torch.einsum("ihqk,ikhd->iqhd", pattern, v))
@@ -126,6 +132,12 @@ def test_attention_is_made_of_its_parts(model, cache):
             close(cache["result", layer][:, :, head], cache["z", layer][:, :, head] @ columns.T)
 
 
+def _normed(model, layer, q, k):
+    """Queries and keys as they meet: some models of timm normalise them on the way."""
+    norms = [find(model.blocks[layer], f"attn.{name}_norm") for name in "qk"]
+    return [value if norm is None else norm(value) for norm, value in zip(norms, (q, k), strict=True)]
+
+
 def _has_position_bias(model: HookedViT) -> bool:
     return model.config.use_relative_position_bias or model.config.use_shared_relative_position_bias
 
@@ -134,11 +146,14 @@ def test_projections_and_mlp_are_made_of_their_parts(model, cache):
     for layer in range(model.n_layers):
         if "q" in model.sites:
             read = cache["ln1_out" if "ln1_out" in model.sites else "resid_pre", layer]
-            for site in "qkv":
-                close(cache[site, layer].flatten(2), model.part(layer, site)(read))
+            fused = model.part(layer, "qkv")
+            for place, site in enumerate("qkv"):
+                made = model.part(layer, site)(read) if fused is None else fused(read).chunk(3, -1)[place]
+                close(cache[site, layer].flatten(2), made)
         if "mlp_pre" in model.sites:
             read = cache["ln2_out" if "ln2_out" in model.sites else "resid_mid", layer]
-            close(cache["mlp_pre", layer], model.part(layer, "mlp_in")(read))
+            first = model.part(layer, "mlp_gate") or model.part(layer, "mlp_in")
+            close(cache["mlp_pre", layer], first(read))
             written = model.part(layer, "mlp_out")(cache["mlp_post", layer])
             close(cache["mlp_out", layer], written * model.layer_scale(layer, "mlp"))
         for norm, read, left in (("ln1", "resid_pre", "ln1_out"), ("ln2", "resid_mid", "ln2_out")):
@@ -151,7 +166,7 @@ def test_final_norm_is_of_the_last_residual_stream(model, cache):
         assert "ln_final" not in model.sites
         return
     last, found = cache["resid_post", 1], cache["ln_final", None]
-    expected = {"clip_vision_model": last[:, :1]}.get(model.config.model_type, last)
+    expected = {"clip_vision_model": last[:, :1]}.get(kind_of(model.model), last)
     if found.shape[1] == 1 and last.shape[1] > 1 and expected is last:  # pools before it norms
         prefix = len(model.family.prefix(model.config))
         expected = last[:, prefix:].mean(1, keepdim=True)
@@ -175,7 +190,7 @@ def test_a_run_stops_after_the_last_layer_that_is_needed(model, pixels, cache):
 
 def test_every_write_changes_the_output_and_writing_what_was_read_changes_no_bit(name):
     model = make(name)
-    model.model.set_attn_implementation("eager")
+    use_attention(model, "eager")
     pixels = pixels_for(model)
     plain, cache = model.run_with_cache(pixels)
     noise = torch.Generator().manual_seed(3)
@@ -320,7 +335,7 @@ def test_names_of_transformer_lens_are_the_same_sites(model, pixels, cache):
 
 
 def test_there_is_a_table_for_every_family_and_each_is_tested():
-    tested = {make(name).config.model_type for name in MAKERS}
+    tested = {kind_of(make(name).model) for name in MAKERS}
     assert tested == set(FAMILIES)
 
 
@@ -337,3 +352,19 @@ def test_a_model_without_a_table_is_refused_with_what_to_add():
         UnknownFamily, match=r"no table for Linear .*Known: toy_vit, vit.*FAMILIES\['Linear'\]"
     ):
         HookedViT(torch.nn.Linear(2, 2))
+
+
+def test_a_variant_that_is_not_built_as_its_table_says_is_refused(timm):
+    tiny = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 3}
+    kinds, layers = timm.models.vision_transformer, timm.layers
+    for changes, reason in (
+        ({"block_fn": kinds.ResPostBlock}, "its block is ResPostBlock"),
+        ({"attn_layer": layers.AttentionRope}, "timm's Block with timm's Attention"),
+        ({"scale_attn_norm": True}, "its attention scales"),
+        ({"mlp_layer": layers.GluMlp}, "gate and input in one matrix"),
+        ({"embed_norm_layer": torch.nn.LayerNorm}, "normalises its patches"),
+        ({"global_pool": "max"}, "pooled as 'max'"),
+    ):
+        model = kinds.VisionTransformer(**tiny, **changes)
+        with pytest.raises(UnknownFamily, match=f"VisionTransformer is not built as the table.*{reason}"):
+            HookedViT(model)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 from transformers.utils import is_torchvision_available
+
+from tests.models.families import make, pixels_for
 
 
 def test_its_vision_transformers_run(timm):
@@ -18,3 +21,18 @@ def test_nobody_takes_the_mocks_for_torchvision(timm):
     assert timm.__name__ in sys.modules
     assert not [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
     assert not is_torchvision_available()
+
+
+def test_attention_is_fused_again_after_its_scores_were_read_or_failed_to_be():
+    model = make("timm")
+    pixels, blocks = pixels_for(model), model.model.blocks
+    assert all(block.attn.fused_attn for block in blocks)
+
+    def fail(value):
+        raise RuntimeError(value.shape)
+
+    model.run_with_cache(pixels, ["pattern"])
+    with pytest.raises(RuntimeError):
+        model.run_with_hooks(pixels, {("attn_scores", 1): fail})
+    assert all(block.attn.fused_attn for block in blocks)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
