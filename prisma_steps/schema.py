@@ -145,6 +145,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "test_accuracy": Meaning("test accuracy", "1"),
     "test_accuracy_history": Meaning("test accuracy during training", "1"),
     "learning_rate": Meaning("learning rate", "1"),
+    "n_train": Meaning("training images", "image"),
+    "n_test": Meaning("test images", "image"),
     "loss": Meaning("training loss", "1"),
     "sparsity_loss": Meaning("sparsity term of the loss", "1"),
     "dead_latents": Meaning("latents that have not fired lately", "latent"),
