@@ -36,6 +36,11 @@ set_verbosity_error()
 disable_progress_bar()
 
 
+def checkpoint_name(training_step: int) -> str:
+    """The file of the weights that were kept after so many optimiser steps, beside the last ones."""
+    return f"checkpoint-{training_step}.safetensors"
+
+
 def model_files(model: Any) -> Mapping[str, Callable[[Path], None]]:
     """A writer for each file of a ``Model`` artifact. The same weights give the same bytes."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
