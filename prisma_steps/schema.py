@@ -34,6 +34,7 @@ DIMS: Mapping[str, str] = {
     "class": "a class",
     "seed": "a random seed",
     "step": "an optimiser step of a training run",
+    "training_step": "an optimiser step after which the weights were kept; 0 is before training",
     "pair": "a clean image with its corrupted counterpart",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
@@ -186,7 +187,11 @@ MEANINGS: Mapping[str, Meaning] = {
     "test_loss": Meaning("test cross-entropy", "nat"),
     "test_accuracy": Meaning("test accuracy", "1"),
     "test_accuracy_history": Meaning("test accuracy during training", "1"),
+    "checkpoint_test_loss": Meaning("test cross-entropy of the weights that were kept", "nat"),
+    "checkpoint_test_accuracy": Meaning("test accuracy of the weights that were kept", "1"),
     "learning_rate": Meaning("learning rate", "1"),
+    "n_train": Meaning("training images", "image"),
+    "n_test": Meaning("test images", "image"),
     "loss": Meaning("training loss", "1"),
     "sparsity_loss": Meaning("sparsity term of the loss", "1"),
     "dead_latents": Meaning("latents that have not fired lately", "latent"),
@@ -268,7 +273,9 @@ Images = Kind(
     required={"pixels": ("image", *IMAGE_DIMS[1:])},
     otherwise={"pixels": ("image", *IMAGE_DIMS)},  # clips
 )
-Model = Kind("model", frozenset({"step", "class"}), files=("model.safetensors", "config.json"))
+Model = Kind(
+    "model", frozenset({"step", "training_step", "class"}), files=("model.safetensors", "config.json")
+)
 Activations = Kind(
     "activations",
     frozenset(dim for dims in SITE_DIMS.values() for dim in dims) | {"layer"},

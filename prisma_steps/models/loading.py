@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from prisma_steps.step import Artifact, StepError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"  # how images are made pixel values, where a model says it
 
 #: Model classes that hold more than a vision model, and the class that holds its vision model alone.
 _VISION_PART = {
@@ -31,6 +34,11 @@ _VISION_PART = {
 # Its warnings repeat what is checked here, and its bars would draw over ours.
 set_verbosity_error()
 disable_progress_bar()
+
+
+def checkpoint_name(training_step: int) -> str:
+    """The file of the weights that were kept after so many optimiser steps, beside the last ones."""
+    return f"checkpoint-{training_step}.safetensors"
 
 
 def model_files(model: Any) -> Mapping[str, Callable[[Path], None]]:
@@ -47,6 +55,24 @@ def model_files(model: Any) -> Mapping[str, Callable[[Path], None]]:
 
 def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def same_files(folder: Path) -> Mapping[str, Callable[[Path], None]]:
+    """A writer for each file that makes up the model in ``folder``, which leaves that file again."""
+    names = [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).exists()]
+    return {name: same_file(folder / name) for name in names}
+
+
+def same_file(source: Path) -> Callable[[Path], None]:
+    """A writer that leaves ``source`` again: a hard link where the disk allows one, else a copy."""
+
+    def write(path: Path) -> None:
+        try:
+            os.link(source, path)
+        except OSError:  # another disk, or one without hard links; what is wrong otherwise, the copy tells
+            shutil.copyfile(source, path)
+
+    return write
 
 
 def load_model(artifact: Artifact, device: str = "cpu") -> HookedViT:

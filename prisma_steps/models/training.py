@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil, cos, isfinite, pi
+from math import ceil, cos, isfinite, pi, prod
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.seeding import torch_generator
 
-#: Images of the test set that go through the model at once.
-TEST_BATCH = 512
+#: Frames of the test set that go through the model at once; a still image is one.
+TEST_FRAMES = 512
 
 
 class DivergedError(ValueError):
@@ -53,9 +53,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Classified:
-    """Images with their classes, as they are kept in memory."""
+    """Images, or clips, with their classes, as they are kept in memory."""
 
-    pixels: UInt8[Tensor, "image channel row column"]
+    pixels: UInt8[Tensor, "image *frame channel row column"]
     labels: Int[Tensor, " image"]
 
     def __len__(self) -> int:
@@ -67,6 +67,9 @@ class Classified:
         return self.pixels[where].to(device).float() / 255, self.labels[where].to(device)
 
 
+#: What is noted of weights that are kept.
+KEPT = ("training_step", "test_loss", "test_accuracy")
+
 HISTORY = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
 
@@ -74,7 +77,8 @@ HISTORY = ("step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_a
 class Progress:
     """All that training goes on from, besides the data and the settings.
 
-    ``loss`` and ``correct`` are sums over the ``seen`` images since the last entry of the history.
+    ``loss`` and ``correct`` are sums over the ``seen`` images since the last entry of the history; ``kept``
+    tells of the weights that ``Trainer.note_kept`` was told of.
     """
 
     step: int = 0
@@ -82,6 +86,7 @@ class Progress:
     correct: int = 0
     seen: int = 0
     history: dict[str, list[float | int]] = field(default_factory=lambda: {name: [] for name in HISTORY})
+    kept: dict[str, list[float | int]] = field(default_factory=lambda: {name: [] for name in KEPT})
 
 
 def learning_rate(step: int, total: int, settings: Settings) -> float:
@@ -139,6 +144,12 @@ class Trainer:
                 self._record()
             after_step(self, loss)
         self.model.eval()
+
+    def note_kept(self) -> None:
+        """Note that the weights as they are now are kept, and what they reach on the test images."""
+        entry = (self.progress.step, *evaluate(self.model, self.test, self.device))
+        for name, value in zip(KEPT, entry, strict=True):
+            self.progress.kept[name].append(value)
 
     def _step(self) -> float:
         number = self.progress.step
@@ -205,7 +216,8 @@ class Trainer:
 def evaluate(model: ToyViT, images: Classified, device: str) -> tuple[float, float]:
     """Mean cross-entropy in nat, and the share of the images whose class has the highest logit."""
     loss, correct = 0.0, 0
-    for where in torch.arange(len(images)).split(TEST_BATCH):
+    frames = prod(images.pixels.shape[1:-3])
+    for where in torch.arange(len(images)).split(max(TEST_FRAMES // frames, 1)):
         pixels, labels = images.batch(where, device)
         logits = model(pixels).logits
         loss += F.cross_entropy(logits, labels, reduction="sum").item()

@@ -1,10 +1,10 @@
-"""Train a small vision transformer to classify images."""
+"""Train a small vision transformer to classify images or clips."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from prisma_steps.schema import Images, Model, label
 from prisma_steps.seeding import torch_generator
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from prisma_steps.models.training import Classified, Settings, Trainer
 
 _WITH_MLP: dict[str, Any] = {"only_for": {"attention_only": [False]}}
+_ADDED_LATER: dict[str, Any] = {"as_before": True}
+
+#: The parameters that are fields of ``ToyViTConfig``.
+ARCHITECTURE = (
+    *("n_layers", "d_model", "n_heads", "d_mlp", "attention_only", "layer_norm"),
+    *("patch_size", "tubelet_size", "pooling", "n_registers"),
+)
 
 
 class Params(StepParams):
@@ -31,6 +38,23 @@ class Params(StepParams):
         True, description="LayerNorm before attention, MLP and head; false leaves all out"
     )
     patch_size: int = Field(8, gt=0, description="side of a patch in pixels; must divide the image's side")
+    tubelet_size: int = Field(
+        1,
+        gt=0,
+        description="frames of a patch of a clip; must divide the number of frames",
+        json_schema_extra=_ADDED_LATER,
+    )
+    pooling: Literal["cls", "mean"] = Field(
+        "cls",
+        description="what the head reads: a CLS token, or the mean of the patches of a model without one",
+        json_schema_extra=_ADDED_LATER,
+    )
+    n_registers: int = Field(
+        0,
+        ge=0,
+        description="learned tokens between CLS and patches that no head reads",
+        json_schema_extra=_ADDED_LATER,
+    )
 
     epochs: int = Field(10, gt=0, description="passes over the training images")
     batch_size: int = Field(256, gt=0, description="images in an optimiser step")
@@ -43,6 +67,12 @@ class Params(StepParams):
     )
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the images held out for the test")
     evaluations_per_epoch: int = Field(1, gt=0, description="entries of the history in an epoch")
+    checkpoint_steps: list[int] = Field(
+        [],
+        description="numbers of optimiser steps after which the weights are kept too, for select_checkpoint; "
+        "0 is before training",
+        json_schema_extra=_ADDED_LATER,
+    )
     seed: int = Field(0, ge=0, description="seed of the weights, of the split and of the order of images")
 
     @model_validator(mode="after")
@@ -51,33 +81,45 @@ class Params(StepParams):
             raise ValueError(f"n_heads {self.n_heads} does not divide d_model {self.d_model}")
         return self
 
+    @field_validator("checkpoint_steps")
+    @classmethod
+    def _in_order(cls, steps: list[int]) -> list[int]:
+        if steps != sorted(set(steps)) or any(step < 0 for step in steps):
+            raise ValueError("they must be 0 or more, ascending, each named once")
+        return steps
+
 
 @step(inputs={"images": Images}, output=Model)
 def train_vit(images: xr.Dataset, params: Params, job: Job) -> Output:
-    """Train a small vision transformer to classify images.
+    """Train a small vision transformer to classify images or clips.
 
     Minimises cross-entropy with AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). The history along
     ``step`` holds the training metrics since the entry before, and the test metrics on the held-out images;
-    ``test_accuracy`` is that of the weights that are kept, which are the last.
+    ``test_accuracy`` is that of the model that is left, which has the last weights. Weights on the way to it
+    lie beside it where ``checkpoint_steps`` asks for them, with their test metrics along ``training_step``.
 
     Raises:
         StepError: when the images have no classes or fit no whole number of patches, when the split leaves
-            one side empty, or when the loss is no longer finite.
+            one side empty, when training is too short for a checkpoint, or when the loss is no longer finite.
     """
-    from prisma_steps.models.loading import model_files
+    from prisma_steps.models.loading import checkpoint_name, model_files, same_file
     from prisma_steps.models.toy_vit import ToyViT
     from prisma_steps.models.training import DivergedError, Trainer
 
     model = ToyViT.initialised(_config(images, params), torch_generator(params.seed, "weights"))
     trainer = Trainer(model, *_split(images, params), _settings(params), job.device)
+    _check_checkpoints(trainer, params)
     state = job.checkpoint.load()
-    if state is not None:
+    if state is None:
+        _keep_if_asked(trainer, params, job)
+    else:
         trainer.restore(state)
     try:
-        trainer.run(lambda trainer, loss: _after_step(trainer, loss, job))
+        trainer.run(lambda trainer, loss: _after_step(trainer, loss, params, job))
     except DivergedError as error:
         raise StepError(f"train_vit: {error}. Lower learning_rate, or lengthen warmup.") from error
-    return Output(_history(images, model, trainer), model_files(model))
+    kept = {name: same_file(job.scratch / name) for name in map(checkpoint_name, params.checkpoint_steps)}
+    return Output(_history(images, model, trainer), {**model_files(model), **kept})
 
 
 def _config(images: xr.Dataset, params: Params) -> ToyViTConfig:
@@ -88,13 +130,16 @@ def _config(images: xr.Dataset, params: Params) -> ToyViTConfig:
         raise StepError(f"train_vit: images are {rows} × {columns} pixels; the model takes square ones")
     if "class_name" not in images.variables:
         raise StepError("train_vit: the images have no classes; put those of each class into a subfolder")
-    architecture = ("n_layers", "d_model", "n_heads", "d_mlp", "attention_only", "layer_norm", "patch_size")
+    n_frames = images.sizes.get("frame")
+    if n_frames == 1:
+        raise StepError("train_vit: the clips have one frame; a model of clips needs two or more")
     try:
         return ToyViTConfig(
             image_size=rows,
+            n_frames=n_frames or 1,
             n_channels=images.sizes["channel"],
             n_classes=images.sizes["class"],
-            **params.model_dump(include=set(architecture)),
+            **params.model_dump(include=set(ARCHITECTURE)),
         )
     except ValueError as error:
         raise StepError(f"train_vit: {error}") from error
@@ -105,18 +150,11 @@ def _split(images: xr.Dataset, params: Params) -> tuple[Classified, Classified]:
     import torch
 
     from prisma_steps.data.pixels import labels
+    from prisma_steps.data.splits import split
     from prisma_steps.models.training import Classified
 
-    count = images.sizes["image"]
-    n_test = round(count * params.test_fraction)
-    if not 0 < n_test < count:
-        raise StepError(
-            f"train_vit: test_fraction {params.test_fraction} of {count} images leaves {n_test} for the test "
-            f"and {count - n_test} for training; both need at least one"
-        )
-    order = torch.randperm(count, generator=torch_generator(params.seed, "split into training and test"))
+    train, test = split(images.sizes["image"], params.test_fraction, params.seed)
     pixels, classes = torch.from_numpy(images["pixels"].values), labels(images)
-    train, test = order[n_test:].sort().values, order[:n_test].sort().values
     return Classified(pixels[train], classes[train]), Classified(pixels[test], classes[test])
 
 
@@ -136,7 +174,27 @@ def _settings(params: Params) -> Settings:
     )
 
 
-def _after_step(trainer: Trainer, loss: float, job: Job) -> None:
+def _check_checkpoints(trainer: Trainer, params: Params) -> None:
+    too_late = [step for step in params.checkpoint_steps if step > trainer.total]
+    if too_late:
+        raise StepError(
+            f"train_vit: checkpoint_steps names {too_late[0]}, but training ends after {trainer.total} "
+            f"optimiser steps ({params.epochs} epochs of {trainer.steps_per_epoch})"
+        )
+
+
+def _keep_if_asked(trainer: Trainer, params: Params, job: Job) -> None:
+    """Keep the weights in a file as soon as they are there: however many are kept, memory is that of one."""
+    from prisma_steps.models.loading import WEIGHTS, checkpoint_name, model_files
+
+    step = trainer.progress.step
+    if step in params.checkpoint_steps:
+        model_files(trainer.model)[WEIGHTS](job.scratch / checkpoint_name(step))
+        trainer.note_kept()
+
+
+def _after_step(trainer: Trainer, loss: float, params: Params, job: Job) -> None:
+    _keep_if_asked(trainer, params, job)  # before the state is saved, which says that it is kept
     if job.checkpoint.due():
         job.checkpoint.save(trainer.state())
     job.progress(trainer.progress.step, trainer.total, f"loss {loss:.3f}")
@@ -155,7 +213,19 @@ def _history(images: xr.Dataset, model: ToyViT, trainer: Trainer) -> xr.Dataset:
         attrs={**_sizes(model.config), "n_parameters": sum(p.numel() for p in model.parameters())},
     )
     data["test_accuracy"] = history["test_accuracy"][-1]
-    return label(data)
+    return label(data.assign(_of_checkpoints(trainer)))
+
+
+def _of_checkpoints(trainer: Trainer) -> xr.Dataset:
+    """What the weights that were kept on the way reach on the test images; nothing where none were."""
+    import xarray as xr
+
+    kept = dict(trainer.progress.kept)
+    steps = kept.pop("training_step")
+    if not steps:
+        return xr.Dataset()
+    measured = {f"checkpoint_{name}": ("training_step", values) for name, values in kept.items()}
+    return xr.Dataset(measured, {"training_step": steps})
 
 
 def _sizes(config: ToyViTConfig) -> dict[str, int | bool | str]:

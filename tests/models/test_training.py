@@ -101,7 +101,7 @@ def test_recorded_test_metrics_are_those_of_the_final_weights():
 def test_evaluation_does_not_depend_on_where_the_batches_end(monkeypatch):
     model, images = make_trainer().model, quadrants(20)
     whole = evaluate(model, images, "cpu")
-    monkeypatch.setattr("prisma_steps.models.training.TEST_BATCH", 7)
+    monkeypatch.setattr("prisma_steps.models.training.TEST_FRAMES", 7)
     assert evaluate(model, images, "cpu") == pytest.approx(whole, rel=1e-5)
 
 

@@ -1,4 +1,4 @@
-# Models trained here.
+# Models trained here, and heads for models from elsewhere.
 
 
 # One thread: small models run side by side, which is faster than one after the other on several threads. For a
@@ -16,6 +16,47 @@ rule train_vit:
     resources:
         mem_mb=8000,
         runtime=720,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule select_checkpoint:
+    input:
+        missing_inputs,
+    output:
+        done("select_checkpoint"),
+    log:
+        f"{RUN}/select_checkpoint/{{key}}.log",
+    benchmark:
+        f"{RUN}/select_checkpoint/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule train_probe:
+    input:
+        missing_inputs,
+    output:
+        done("train_probe"),
+    log:
+        f"{RUN}/train_probe/{{key}}.log",
+    benchmark:
+        f"{RUN}/train_probe/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=480,
         gpu=1,
     params:
         job=job_spec,

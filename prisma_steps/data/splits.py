@@ -1,0 +1,30 @@
+"""A seeded split of images into those for training and those for the test."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from prisma_steps.seeding import torch_generator
+from prisma_steps.step import StepError
+
+
+def split(
+    count: int, test_fraction: float, seed: int
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
+    """Positions, ascending, of the images for training and of those for the test.
+
+    It depends on the arguments alone: steps that split the same images with one seed test on the same ones.
+
+    Raises:
+        StepError: when one side would be empty.
+    """
+    n_test = round(count * test_fraction)
+    if not 0 < n_test < count:
+        raise StepError(
+            f"test_fraction {test_fraction} of {count} images leaves {n_test} for the test and "
+            f"{count - n_test} for training; both need at least one"
+        )
+    order = torch.randperm(count, generator=torch_generator(seed, "split into training and test"))
+    return order[n_test:].sort().values, order[:n_test].sort().values
