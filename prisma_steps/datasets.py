@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
+import dask.config
 import numpy as np
 import xarray as xr
 import zarr
@@ -236,10 +236,11 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
         points (the layers of deeper and shallower models), it is their union and the rest is missing.
     """
-    if axes and axes[-1].joined is not None:
+    joined = axes[-1].joined if axes else None
+    if joined is not None:
         *axes, last = axes
         starts = range(0, len(parts), len(last))
-        parts = [_join(parts[start : start + len(last)], last.joined) for start in starts]
+        parts = [_join(parts[start : start + len(last)], joined) for start in starts]
     if not axes:
         return parts[0]
     coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})

@@ -10,9 +10,7 @@ from prisma_steps.seeding import torch_generator
 from prisma_steps.step import StepError
 
 
-def split(
-    count: int, test_fraction: float, seed: int
-) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
+def split(count: int, test_fraction: float, seed: int) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
     """Positions, ascending, of the images for training and of those for the test.
 
     It depends on the arguments alone: steps that split the same images with one seed test on the same ones.

@@ -110,7 +110,7 @@ def load_head(folder: Path) -> nn.Module | None:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
     if told.get("kind") == "LinearProbe":
         features: Any = told["features"]
-        return LinearProbe(tensors["weight"], tensors["bias"], features, told["n_prefix"]
+        return LinearProbe(tensors["weight"], tensors["bias"], features, told["n_prefix"])
     if told.get("kind") == "ZeroShotHead":
         return ZeroShotHead(tensors["text"], tensors["scale"].item())
     raise StepError(f"{HEAD} is of the kind {told.get('kind')!r}, expected LinearProbe or ZeroShotHead")

@@ -227,7 +227,7 @@ class HookedViT:
 
     @property
     def norm_scope(self) -> str:
-        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled`` token, the mean of patches."""
+        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled``, the mean of the patches."""
         return self._final_norm[1]
 
     @property

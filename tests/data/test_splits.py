@@ -21,7 +21,9 @@ def test_the_seed_decides():
     assert sides[0] == sides[1] != sides[2]
 
 
-@pytest.mark.parametrize(("fraction", "sizes"), [(0.01, "0 for the test and 20"), (0.99, "20 for the test and 0")])
+@pytest.mark.parametrize(
+    ("fraction", "sizes"), [(0.01, "0 for the test and 20"), (0.99, "20 for the test and 0")]
+)
 def test_an_empty_side_is_refused(fraction, sizes):
     with pytest.raises(StepError, match=f"test_fraction {fraction} of 20 images leaves {sizes}"):
         split(20, fraction, 0)

@@ -69,7 +69,9 @@ def test_the_objective_is_mean_cross_entropy_and_half_the_squared_weight():
     features, labels = torch.tensor([[1.0, 2.0], [0.0, -1.0]]).double(), torch.tensor([0, 1])
     weight, bias = torch.tensor([[1.0, 0.0], [0.0, 3.0]]).double(), torch.tensor([0.5, 0.0]).double()
     logits = [(1.5, 6.0), (0.5, -3.0)]
-    expected = sum(np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, (0, 1), strict=True)) / 2
+    expected = (
+        sum(np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, (0, 1), strict=True)) / 2
+    )
     assert objective(weight, bias, features, labels, 0.2).item() == pytest.approx(expected + 0.1 * 10)
 
 
@@ -120,5 +122,7 @@ def test_the_same_features_give_the_same_bits():
 
 def test_an_optimum_that_is_not_reached_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "MAX_ITERATIONS", 3)
-    with pytest.raises(NotConvergedError, match="after 3 iterations the objective is .* gradient .*expected 1e-06"):
+    with pytest.raises(
+        NotConvergedError, match="after 3 iterations the objective is .* gradient .*expected 1e-06"
+    ):
         fit(*noisy(), N_CLASSES, 0.01, silent)
