@@ -48,7 +48,7 @@ def open_input(store: Store, filled: Mapping[str, Any], kind: schema.Kind) -> xr
         Axis(name, {key: tuple(values) for key, values in coords.items()}, *joined)
         for name, coords, *joined in filled["axes"]
     ]
-    return datasets.combine([datasets.open_dataset(found.data, chunks={}) for found in artifacts], axes)
+    return datasets.combine([datasets.open_lazily(found.data) for found in artifacts], axes)
 
 
 def _write(result: Any, made: Path, partial: Path, step: Step, report: Report) -> None:

@@ -51,5 +51,5 @@ def load_node(plan: Plan, node: str) -> xr.Dataset:
         raise NotThere(
             f"{len(absent)} of {len(jobs)} artifacts of {node} are not there yet ({shown}): {hint}"
         )
-    parts = [datasets.open_dataset(plan.store.artifact(job.step, job.key).data, chunks={}) for job in jobs]
+    parts = [datasets.open_lazily(plan.store.artifact(job.step, job.key).data) for job in jobs]
     return datasets.combine(parts, plan.experiment.axes[node])
