@@ -159,7 +159,7 @@ def _section(variables: Sequence[xr.DataArray], block: int) -> int:
 
 
 def _write_template(template: xr.Dataset, path: Path, encoding: Mapping[str, Any]) -> None:
-    """Write what is known beforehand. The rest is not computed, so that its dask chunks do not count."""
+    """Write what is known beforehand. The rest is not computed, so that its dask chunks need not fit."""
     options: dict[str, Any] = {"zarr_format": 3, "consolidated": True, "safe_chunks": False}
     template.to_zarr(path, mode="w", encoding=encoding, compute=False, **options)
 
@@ -220,9 +220,19 @@ def _go_on_from(state: Path) -> int:
         return 0
 
 
-def open_dataset(path: Path, chunks: dict[str, int] | None = None) -> xr.Dataset:
-    """Open stored data lazily: as arrays read when indexed, or as dask arrays when ``chunks`` is given."""
-    return xr.open_zarr(path, chunks=chunks, consolidated=True, zarr_format=3)
+def open_dataset(path: Path) -> xr.Dataset:
+    """Open stored data as arrays that are read when they are indexed."""
+    return xr.open_zarr(path, chunks=None, consolidated=True, zarr_format=3)
+
+
+def open_lazily(path: Path) -> xr.Dataset:
+    """Open stored data as dask arrays, a shard a piece: chunk by chunk they are read at half the speed."""
+    data = open_dataset(path)
+    pieces = {
+        name: dict(zip(variable.dims, variable.encoding.get("shards") or variable.shape, strict=True))
+        for name, variable in data.data_vars.items()
+    }
+    return data.assign({name: data[name].chunk(sizes) for name, sizes in pieces.items()})
 
 
 def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
@@ -236,11 +246,10 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
         points (the layers of deeper and shallower models), it is their union and the rest is missing.
     """
-    joined = axes[-1].joined if axes else None
-    if joined is not None:
+    if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
         starts = range(0, len(parts), len(last))
-        parts = [_join(parts[start : start + len(last)], joined) for start in starts]
+        parts = [_join(parts[start : start + len(last)], dim) for start in starts]
     if not axes:
         return parts[0]
     coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})

@@ -71,7 +71,7 @@ def open_artifact(store: Store, artifact: Stored, threads: int = 1, *, as_dask: 
     Raises:
         StepError: when the folder that pixels are read from is not where it was.
     """
-    data = datasets.open_dataset(artifact.data, {} if as_dask else None)
+    data = (datasets.open_lazily if as_dask else datasets.open_dataset)(artifact.data)
     if not outside_pixels.are_outside(data):
         return data
     data = outside_pixels.attach(data, _folder(store, artifact), threads)

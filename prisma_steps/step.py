@@ -179,7 +179,8 @@ class Blocks:
         template: dims, coords, dtypes and attrs of the whole; its data variables may be lazy (dask) zeros.
         size: images in a block. The last block may be shorter.
         make: the data of the images in a slice, without coords that do not depend on ``image``. Called once
-            a block, in order; after an interruption only for the blocks that are missing.
+            a block, in order; after an interruption only for the blocks that are missing. A block is written
+            while the next is made: its arrays must not be written to again.
     """
 
     template: xr.Dataset

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from prisma_steps import datasets
 from prisma_steps.axes import Axis
-from prisma_steps.datasets import combine, describe, layout, open_dataset, write, write_blocks
+from prisma_steps.datasets import combine, describe, layout, open_dataset, open_lazily, write, write_blocks
 from prisma_steps.step import Blocks
 from prisma_steps.store import content_digest
 
@@ -80,7 +80,7 @@ def test_what_is_written_is_read_as_it_was(
     write(data, folder / "one" / "data.zarr")
     write(data.copy(deep=True), folder / "two" / "data.zarr")
     same(open_dataset(folder / "one" / "data.zarr"), data)
-    same(open_dataset(folder / "one" / "data.zarr", chunks={}), data)
+    same(open_lazily(folder / "one" / "data.zarr"), data)
     assert content_digest(folder / "one") == content_digest(folder / "two")
     # Read and written again, it is the same content still.
     write(open_dataset(folder / "one" / "data.zarr"), folder / "three" / "data.zarr")
@@ -450,7 +450,7 @@ def test_what_the_axis_says_replaces_what_the_parts_say() -> None:
 def test_a_gathered_grid_stays_lazy(tmp_path: Path) -> None:
     for i in range(2):
         write(xr.Dataset({"x": ("image", np.arange(4) + i)}), tmp_path / str(i))
-    cube = combine([open_dataset(tmp_path / str(i), chunks={}) for i in range(2)], [Axis("a", {"a": (0, 1)})])
+    cube = combine([open_lazily(tmp_path / str(i)) for i in range(2)], [Axis("a", {"a": (0, 1)})])
     assert isinstance(cube["x"].data, da.Array)
 
 
