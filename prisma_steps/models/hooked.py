@@ -200,7 +200,7 @@ class HookedViT:
 
     @property
     def norm_scope(self) -> str:
-        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled`` token, the mean of patches."""
+        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled`` one, the mean of patches."""
         return self._final_norm[1]
 
     @property
