@@ -88,7 +88,7 @@ class Weights:
                 raise WeightError(f"{name} exists once: ask for it without the layer {layer}")
             value = _held(name, self._model.unembedding)
             return value.mT if name == "W_U" else value
-        if layer not in range(self._model.n_layers):
+        if layer is None or layer not in range(self._model.n_layers):
             raise WeightError(
                 f"no layer {layer!r} of {name}: the model has layers 0 to {self._model.n_layers - 1}"
             )
