@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from prisma_steps.models.attention import watching
@@ -30,6 +30,7 @@ from prisma_steps.models.ports import (
     frame_by_frame,
     in_heads,
 )
+from prisma_steps.models.preprocessing import Preprocessing
 from prisma_steps.models.sites import (
     ORDER,
     Hooks,
@@ -42,6 +43,7 @@ from prisma_steps.models.sites import (
     site_key,
 )
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER
+from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
 #: TransformerLens has for either.
@@ -56,7 +58,7 @@ _IN_ATTENTION = ("attn_scores", "pattern")
 _LATE = ("ln_final", "logits")
 
 
-class InputError(ValueError):
+class InputError(StepError):
     """Pixels that the model does not take."""
 
 
@@ -85,10 +87,15 @@ class HookedViT:
         model: the model itself.
         head: makes logits of the model's output, where the model has no head of its own.
         class_names: names of the classes, where they are known.
+        preprocessing: how the model's images are prepared; None: they are divided by 255.
     """
 
     def __init__(
-        self, model: nn.Module, head: nn.Module | None = None, class_names: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        head: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         """Find the parts of ``model``.
 
@@ -98,6 +105,7 @@ class HookedViT:
         self.model: Any = model
         self.head = head
         self.class_names = None if class_names is None else tuple(class_names)
+        self.preprocessing = preprocessing
         self.family = family_of(model)
         self._trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._parameters = inspect.signature(self.model.forward).parameters
@@ -158,6 +166,12 @@ class HookedViT:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """[(frame,) channel, row, column] of images once they are prepared."""
+        configured = self.configured_shape
+        return configured if self.preprocessing is None else (*configured[:-2], *self.preprocessing.size)
+
+    @property
+    def configured_shape(self) -> tuple[int, ...]:
         """[(frame,) channel, row, column] that the configuration asks for."""
         config, family = self.config, self.family
         still = (getattr(config, family.n_channels), *sides(getattr(config, family.image_size)))
@@ -231,7 +245,7 @@ class HookedViT:
         """Kind and place of every token; tokens that are no patches are at −1.
 
         Args:
-            shape: [(frame,) channel, row, column] of the input; that of the configuration if None.
+            shape: [(frame,) channel, row, column] of the input; ``input_shape`` if None.
         """
         prefix = self.family.prefix(self.config)
         grid = patches_of(self.config, self.family, tuple(shape or self.input_shape))
@@ -265,6 +279,36 @@ class HookedViT:
         return getattr(module, "lambda1", getattr(module, "gamma", 1.0))
 
     # --- running it
+
+    def preprocess(self, raw: UInt8[Tensor, "image *frame channel row column"]) -> Tensor:
+        """Pixels as they are stored, 0 to 255, as the model takes them: float32, where the weights are.
+
+        Raises:
+            InputError: for images or clips that the model is not made for.
+        """
+        self.check_images(raw.shape[1:])
+        raw = raw.to(self.device)
+        return raw.float() / 255 if self.preprocessing is None else self.preprocessing(raw)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Refuse images or clips [(frame,) channel, row, column] that ``preprocess`` makes no input of.
+
+        Raises:
+            InputError: naming what they are and what is expected.
+        """
+        found, (*before, channels, rows, columns) = tuple(shape), self.input_shape
+        accepted = {channels} if self.preprocessing is None else {channels, 1}
+        fits = list(found[:-3]) == before and found[-3] in accepted
+        if fits and (self.preprocessing is not None or found[-2:] == (rows, columns)):
+            return
+        size = f"{rows} × {columns} pixels" if self.preprocessing is None else "any size"
+        colours = " or ".join(str(number) for number in sorted(accepted))
+        kind = f"clips of {before[0]} frames" if before else "still images"
+        given = f"clips of {found[0]} frames" if len(found) == 4 else "still images"
+        raise InputError(
+            f"these are {given} of {found[-3]} channels and {found[-2]} × {found[-1]} pixels; the model "
+            f"takes {kind} of {colours} channels and {size}"
+        )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits [image, class]; of a model without a head what ``output_of`` says."""
@@ -346,7 +390,7 @@ class HookedViT:
             layer: the first block that runs.
             resid_pre: what it is given.
             hooks: what is to be replaced in the blocks that run.
-            shape: of the input that the stream is of, where it is not that of the configuration.
+            shape: of the input that the stream is of, where it is not ``input_shape``.
 
         Raises:
             SiteError: for a site or layer that the model does not have.
@@ -414,7 +458,7 @@ class HookedViT:
         inputs = {self.model.main_input_name: pixels, **self.family.inputs}
         accepted = {name: value for name, value in inputs.items() if name in self._parameters}
         if (
-            tuple(pixels.shape[-2:]) != self.input_shape[-2:]
+            tuple(pixels.shape[-2:]) != self.configured_shape[-2:]
             and "interpolate_pos_encoding" in self._parameters
         ):
             accepted["interpolate_pos_encoding"] = True
@@ -426,7 +470,7 @@ class HookedViT:
         Raises:
             InputError: naming both shapes.
         """
-        expected, found = self.input_shape, tuple(pixels.shape[1:])
+        expected, found = self.configured_shape, tuple(pixels.shape[1:])
         if found == expected:
             return
         dims = "(frame, channel, row, column)" if self.is_video else "(channel, row, column)"

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from prisma_steps.models.heads import load_head
 from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.preprocessing import load_preprocessing
 from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.step import Artifact, StepError
 
@@ -58,7 +59,8 @@ def load_model(artifact: Artifact, device: str = "cpu") -> HookedViT:
     names = artifact.data["class_name"].values.tolist() if "class_name" in artifact.data.variables else None
     head = load_head(artifact.folder)
     model = open_pretrained(artifact.folder, device)
-    return HookedViT(model, None if head is None else head.to(device), names)
+    prepared = load_preprocessing(artifact.folder)
+    return HookedViT(model, None if head is None else head.to(device), names, prepared)
 
 
 def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:

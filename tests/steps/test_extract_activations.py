@@ -175,7 +175,7 @@ def test_sites_that_the_model_lacks_are_refused(images, tmp_path):
 
 def test_images_that_do_not_fit_the_model_are_refused(model):
     sprites = load_images(ImagesParams(dataset="dsprites", n_images=2), Job()).load()
-    with pytest.raises(StepError, match=r"images are \(1, 64, 64\).*trained on \(1, 8, 8\)"):
+    with pytest.raises(StepError, match="64 × 64 pixels; the model takes .* 8 × 8 pixels"):
         extract(model, sprites, sites=["logits"])
 
 
