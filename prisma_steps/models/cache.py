@@ -30,9 +30,9 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         model: HookedViT,
         values: Mapping[SiteKey, Tensor],
         shape: tuple[int, ...],
-        images: Sequence[str] | None = None,
+        images: xr.Coordinates | None = None,
     ) -> None:
-        """Keep ``values`` of a run of ``model`` on inputs [image, *shape] with these ids."""
+        """Keep ``values`` of a run of ``model`` on inputs [image, *shape] with these labels along image."""
         self._model = model
         self._values = dict(values)
         self._shape = shape
@@ -83,7 +83,8 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
             sites.setdefault(site, []).append(layer)
         arrays = [self._labelled(site, layers) for site, layers in sites.items()]
         with xr.set_options(arithmetic_join="exact"):
-            return label(xr.merge(arrays, join="outer", compat="no_conflicts"))
+            merged = xr.merge(arrays, join="outer", compat="no_conflicts")
+            return label(merged if self._images is None else merged.assign_coords(self._images))
 
     def _labelled(self, site: str, layers: Sequence[int | None]) -> xr.DataArray:
         values = [self._values[site, layer].detach().cpu() for layer in layers]
@@ -100,7 +101,8 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         return xr.DataArray(stacked.numpy(), coords=coords, dims=dims, name=site)
 
     def _coords(self, site: str, dims: Sequence[str]) -> dict[str, object]:
-        return site_coords(self._model, site, dims, self.n_images, self._images, self._shape)
+        ids = None if self._images is None or "image" not in self._images else self._images["image"].values
+        return site_coords(self._model, site, dims, self.n_images, ids, self._shape)
 
     # --- decompositions of the residual stream
 
@@ -207,12 +209,19 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         return self._values[site, layer]
 
 
+def along_image(images: xr.Dataset | xr.DataArray) -> xr.Coordinates:
+    """What is known of every image, its id first of all."""
+    return images.drop_vars(
+        [name for name, coord in images.coords.items() if coord.dims != ("image",)]
+    ).coords
+
+
 def site_coords(
     model: HookedViT,
     site: str,
     dims: Sequence[str],
     n_images: int,
-    images: Sequence[str] | None,
+    images: Sequence[str] | np.ndarray | None,
     shape: Sequence[int],
 ) -> dict[str, object]:
     """Coordinates of a site's dims but ``layer``: ids, kinds and places of tokens, names of classes."""

@@ -10,11 +10,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from prisma_steps.data.pixels import raw_batch
 from prisma_steps.models.attention import watching
-from prisma_steps.models.cache import ActivationCache
+from prisma_steps.models.cache import ActivationCache, along_image
 from prisma_steps.models.families import family_of, find, patches_of, sides
 from prisma_steps.models.ports import (
     AS_IT_IS,
@@ -48,6 +50,9 @@ from prisma_steps.step import StepError
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
 #: TransformerLens has for either.
 NamedHooks: TypeAlias = Mapping[str, Tap] | Mapping[SiteKey, Tap] | Mapping[str | SiteKey, Tap]
+
+#: Images, or clips: as the model takes them, or with labels, as they are stored (``pixels``, 0 to 255).
+Pixels: TypeAlias = Tensor | xr.Dataset | xr.DataArray
 
 _NO_HOOKS: Hooks = {}
 
@@ -310,21 +315,21 @@ class HookedViT:
             f"takes {kind} of {colours} channels and {size}"
         )
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Pixels) -> Tensor:
         """Logits [image, class]; of a model without a head what ``output_of`` says."""
-        return self._run(pixels, _NO_HOOKS)
+        return self._run(self._as_pixels(pixels), _NO_HOOKS)
 
-    def run_with_hooks(self, pixels: Tensor, hooks: NamedHooks) -> Tensor:
+    def run_with_hooks(self, pixels: Pixels, hooks: NamedHooks) -> Tensor:
         """The output when what each hook returns takes the place of its site's value.
 
         Raises:
             SiteError: for a site or layer that the model does not have.
         """
-        return self._run(pixels, self.named(hooks))
+        return self._run(self._as_pixels(pixels), self.named(hooks))
 
     def run_with_cache(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         sites: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         hooks: NamedHooks = _NO_HOOKS,
@@ -332,7 +337,8 @@ class HookedViT:
         """The output, and the value at each site of each layer after any hook on it.
 
         Args:
-            pixels: [image, (frame,) channel, row, column], as the model takes them.
+            pixels: [image, (frame,) channel, row, column], as the model takes them; or labelled images as
+                ``load_images`` leaves them, whose labels the cache then carries.
             sites: sites to keep (None = all).
             layers: layers to keep (None = all).
             hooks: what is to be replaced.
@@ -342,12 +348,13 @@ class HookedViT:
         """
         keys = self.site_keys(list(self.sites) if sites is None else sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        output = self._run(pixels, taps)
-        return output, ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]))
+        prepared = self._as_pixels(pixels)
+        output = self._run(prepared, taps)
+        return output, self._cache(keys, values, prepared, pixels)
 
     def read(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         sites: Sequence[str],
         layers: Sequence[int] | None = None,
         hooks: NamedHooks = _NO_HOOKS,
@@ -359,8 +366,28 @@ class HookedViT:
         """
         keys = self.site_keys(sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        self._run(pixels, taps, until=keys)
-        return ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]))
+        prepared = self._as_pixels(pixels)
+        self._run(prepared, taps, until=keys)
+        return self._cache(keys, values, prepared, pixels)
+
+    def _as_pixels(self, pixels: Pixels) -> Tensor:
+        """A tensor as it is; labelled images as ``preprocess`` makes them."""
+        if isinstance(pixels, Tensor):
+            return pixels
+        images = pixels.to_dataset(name="pixels") if isinstance(pixels, xr.DataArray) else pixels
+        if "pixels" not in images or images["pixels"].dtype != np.uint8:
+            found = str(images["pixels"].dtype) if "pixels" in images else f"{list(images.data_vars)} alone"
+            raise InputError(
+                f"labelled images must have `pixels` of uint8, 0 to 255, these have {found}. What the model "
+                "takes as it is, give as a tensor"
+            )
+        return self.preprocess(raw_batch(images, slice(None)))
+
+    def _cache(
+        self, keys: Sequence[SiteKey], values: Mapping[SiteKey, Tensor], pixels: Tensor, given: Pixels
+    ) -> ActivationCache:
+        images = None if isinstance(given, Tensor) else along_image(given)
+        return ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]), images)
 
     def _keeping(
         self, keys: Sequence[SiteKey], replacing: Hooks
