@@ -99,7 +99,8 @@ def load_model(
 
     Example:
         >>> model = prisma_steps.load_model("quickstart/vit", n_layers=3)
-        >>> logits, cache = model.run_with_cache(prisma_steps.load("quickstart", "unseen").isel(image=slice(8)))
+        >>> images = prisma_steps.load("quickstart", "unseen").isel(image=slice(8))
+        >>> logits, cache = model.run_with_cache(images)
         >>> cache["resid_post"].sel(layer=2)
     """
     from prisma_steps.models.loading import load_model as load_artifact

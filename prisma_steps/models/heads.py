@@ -97,7 +97,7 @@ def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path]
     return {HEAD: lambda path: save_file(tensors, path, metadata=metadata)}
 
 
-def load_head(folder: Path) -> nn.Module | None:
+def load_head(folder: Path) -> LinearProbe | ZeroShotHead | None:
     """The head that lies in a model's folder; None where there is none.
 
     Raises:

@@ -47,8 +47,9 @@ def resolve(name: str, revision: str) -> str:
     from huggingface_hub import constants, resolve_revision
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
 
+    offline = constants.is_offline_mode()
     try:
-        return resolve_revision(name, revision=revision).resolved
+        return resolve_revision(name, revision=revision, local_files_only=offline).resolved
     except HFValidationError as error:
         raise HubError(
             f"{name!r} is no name of a hub model, as openai/clip-vit-base-patch32: {error}"
@@ -60,11 +61,11 @@ def resolve(name: str, revision: str) -> str:
             "private"
         ) from error
     except RevisionResolutionError as error:
-        asked = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
+        asked = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise HubError(
             f"the commit of {name!r} at revision {revision!r} is not known: {asked}, and the cache "
-            f"{constants.HF_HUB_CACHE} has no such revision. Set revision to a commit (40 hex digits), download "
-            f"the model once (hf download {name}), or give `path`, a folder that holds it"
+            f"{constants.HF_HUB_CACHE} has no such revision. Set revision to a commit (40 hex digits), "
+            f"download the model once (hf download {name}), or give `path`, a folder that holds it"
         ) from error
 
 

@@ -19,6 +19,9 @@ from prisma_steps.step import Job, StepError
 #: How texts are padded: SigLIP was trained on full-length texts, its padding is read like words.
 _PADDING = {"CLIPModel": True, "SiglipModel": "max_length"}
 
+#: Files of which a tokenizer has at least one.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+
 #: Texts embedded at once.
 _BATCH = 256
 
@@ -51,12 +54,15 @@ def zero_shot_head(
 
 
 def _tokenizer(folder: Path) -> Any:
+    # Where these are missing, transformers makes a tokenizer that knows no word, and says nothing.
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        raise StepError(
+            f"{folder.name} has no tokenizer, which templates need: expected {' or '.join(_VOCABULARIES)}"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ImportError, OSError, ValueError) as error:
-        raise StepError(
-            f"{folder.name} has no tokenizer that can be opened, which templates need: {error}"
-        ) from error
+        raise StepError(f"{folder.name}: the tokenizer cannot be opened: {error}") from error
 
 
 def _embeddings(model: Any, tokenizer: Any, texts: Sequence[str]) -> Float[Tensor, "text embedding"]:
