@@ -124,12 +124,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return hub.download(name, hub.resolve(name, revision or "main"))
     except hub.HubError as error:
-        what = (
-            ""
-            if revision
-            else f"{name!r} is no folder and no node of an experiment here; and as a hub model: "
+        tried = (
+            "" if revision else f"{name!r} is no folder and no node of an experiment here. As a hub model: "
         )
-        raise hub.HubError(f"{what}{error}") from error
+        raise hub.HubError(f"{tried}{error}") from error
 
 
 def _is_experiment(name: str) -> bool:

@@ -510,7 +510,7 @@ FILES = {
     ),
     "template without a gap": (
         "nodes:\n  vit: {step: load_model, path: ., class_names: [a], templates: [a photo]}\n",
-        [Told(2, 55, "vit.templates", "a template has {} once")],
+        [Told(2, 54, "vit.templates", "a template has {} once")],
     ),
     # --- all at once
     "many mistakes": (
