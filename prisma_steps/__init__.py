@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prisma_steps.python_api import load
+    from prisma_steps.python_api import load, load_model
 
-__all__ = ["load"]
+__all__ = ["load", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: planning must not pay for xarray and torch."""
-    if name == "load":
-        from prisma_steps.python_api import load
+    if name in __all__:
+        from prisma_steps import python_api
 
-        return load
+        return getattr(python_api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prisma_steps.data.listing import walk
-from prisma_steps.step import Step, StepParams, outside_fields
+from prisma_steps.step import Step, StepParams, outside_fields, revision_fields
 
 #: Raised by hand when the engine itself comes to compute or lay out artifacts differently.
 ENGINE = 2
@@ -46,7 +46,7 @@ def key_of(identity: Mapping[str, Any]) -> str:
 def parameters_in_key(params: StepParams) -> dict[str, Any]:
     """Parameters as they enter the key: all filled in, those without effect left out."""
     values = params.model_dump(mode="json")
-    left_out = {*outside_fields(type(params)), *idle(params)}
+    left_out = {*outside_fields(type(params)), *revision_fields(type(params)), *idle(params)}
     for name, (default, marks) in _marks(type(params)).items():
         if marks.get("not_in_key") or (marks.get("as_before") and values[name] == default):
             left_out.add(name)

@@ -14,9 +14,10 @@ from typing import Any
 from prisma_steps import fingerprint
 from prisma_steps.axes import Axis, Index, View, points
 from prisma_steps.experiment import Experiment, find_experiment, read_experiment
+from prisma_steps.models import hub
 from prisma_steps.node import Node
 from prisma_steps.problems import ExperimentError, Problem
-from prisma_steps.step import outside_fields
+from prisma_steps.step import outside_fields, revision_fields
 from prisma_steps.store import Store
 
 
@@ -183,7 +184,10 @@ def _plan_node(plan: Plan, node: Node, digests: dict[str, str]) -> None:
 def _parameters(
     plan: Plan, node: Node, index: Index, digests: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Parameters as the step gets them, as they enter the key, and digests of the outside data they name."""
+    """Parameters as the step gets them, as they enter the key, and what the outside data they name are.
+
+    Of a folder that is the digest of its content, of a hub model its commit, which the step gets too.
+    """
     params = node.combinations[index]
     values = params.model_dump(mode="json")
     outside = {}
@@ -193,6 +197,12 @@ def _parameters(
             if folder not in digests:
                 digests[folder] = _outside_digest(plan, f"{node.name}.{name}", Path(folder))
             outside[name] = digests[folder]
+    for name, of in revision_fields(type(params)).items():
+        if values[of] is not None:
+            known = f"{values[of]}@{values[name]}"
+            if known not in digests:
+                digests[known] = _commit(plan, f"{node.name}.{of}", values[of], values[name])
+            values[name] = outside[name] = digests[known]
     return values, fingerprint.parameters_in_key(params), outside
 
 
@@ -202,6 +212,13 @@ def _outside_digest(plan: Plan, where: str, folder: Path) -> str:
     except OSError as error:
         what = f"cannot be read: {error.strerror}: {error.filename}"
         raise ExperimentError(plan.experiment.file, [Problem(0, 0, where, what)]) from None
+
+
+def _commit(plan: Plan, where: str, name: str, revision: str) -> str:
+    try:
+        return hub.resolve(name, revision)
+    except hub.HubError as error:
+        raise ExperimentError(plan.experiment.file, [Problem(0, 0, where, str(error))]) from None
 
 
 @dataclass(frozen=True)

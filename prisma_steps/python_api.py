@@ -1,18 +1,25 @@
-"""From Python: the gathered, lazily opened data of any node of an experiment."""
+"""From Python: the gathered, lazily opened data of any node of an experiment, and models with hooks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from prisma_steps import datasets
 from prisma_steps.execution import open_artifact
-from prisma_steps.plan import Plan, plan_experiment
-from prisma_steps.problems import nearest
-from prisma_steps.store import Store
+from prisma_steps.experiment import find_experiment
+from prisma_steps.plan import JobPlan, Plan, plan_experiment
+from prisma_steps.problems import ExperimentError, nearest
+from prisma_steps.schema import Model
+from prisma_steps.step import Artifact, load_step
+from prisma_steps.store import DATA, Store
+
+if TYPE_CHECKING:
+    from prisma_steps.models.hooked import HookedViT
 
 
 class NotThere(LookupError):
@@ -43,9 +50,21 @@ def load(experiment: str | Path, node: str, *, store: str | Path | None = None, 
 
 def load_node(plan: Plan, node: str) -> xr.Dataset:
     """The data of a node of a plan, as ``load`` gives them."""
+    _check_node(plan, node)
+    jobs = list(plan.grids[node].values())
+    _check_made(plan, node, jobs)
+    threads = os.cpu_count() or 1
+    found = [plan.store.artifact(job.step, job.key) for job in jobs]
+    parts = [open_artifact(plan.store, artifact, threads, as_dask=True) for artifact in found]
+    return datasets.combine(parts, plan.experiment.axes[node])
+
+
+def _check_node(plan: Plan, node: str) -> None:
     if node not in plan.grids:
         raise NotThere(f"{plan.experiment.name} has no node {node!r}; {nearest(node, plan.grids)}")
-    jobs = list(plan.grids[node].values())
+
+
+def _check_made(plan: Plan, node: str, jobs: Sequence[JobPlan]) -> None:
     absent = [job.title for job in jobs if job.key not in plan.present]
     if absent:
         shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
@@ -53,7 +72,85 @@ def load_node(plan: Plan, node: str) -> xr.Dataset:
         raise NotThere(
             f"{len(absent)} of {len(jobs)} artifacts of {node} are not there yet ({shown}): {hint}"
         )
-    threads = os.cpu_count() or 1
-    found = [plan.store.artifact(job.step, job.key) for job in jobs]
-    parts = [open_artifact(plan.store, artifact, threads, as_dask=True) for artifact in found]
-    return datasets.combine(parts, plan.experiment.axes[node])
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    store: str | Path | None = None,
+    device: str = "cpu",
+    **select: Any,
+) -> HookedViT:
+    """A model with hooks on every site, in evaluation mode, its parameters without gradients.
+
+    Args:
+        source: a folder that ``save_pretrained`` wrote, or an artifact; a node of an experiment as
+            ``experiment/node``; or a hub model as ``org/name``. The first of them that there is.
+        revision: branch, tag or commit of a hub model ("main" if None); given, ``source`` is one.
+        store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
+        device: where the weights go.
+        select: values of the node's axes, until one point of its grid is left.
+
+    Raises:
+        ExperimentError: when the experiment file is wrong.
+        NotThere: when there is no such node, no such model in it or more than one, or it is not made yet.
+        StepError: when the folder or the hub has no such model.
+
+    Example:
+        >>> model = prisma_steps.load_model("quickstart/vit", n_layers=3)
+        >>> images = prisma_steps.load("quickstart", "unseen").isel(image=slice(8))
+        >>> logits, cache = model.run_with_cache(images)
+        >>> cache["resid_post"].sel(layer=2)
+    """
+    from prisma_steps.models.loading import load_model as load_artifact
+    from prisma_steps.models.loading import open_folder
+
+    experiment, _, node = str(source).rpartition("/")
+    if revision is None and not Path(source).is_dir() and _is_experiment(experiment):
+        plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
+        return load_artifact(_model_artifact(plan, node, select), device)
+    if select:
+        raise TypeError(f"only a node of an experiment has axes to select by ({', '.join(select)})")
+    folder = Path(source) if revision is None and Path(source).is_dir() else _from_hub(str(source), revision)
+    if (folder / DATA).exists():
+        return load_artifact(Artifact(datasets.open_dataset(folder / DATA), folder), device)
+    return open_folder(folder, device)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from prisma_steps.models import hub
+
+    try:
+        return hub.download(name, hub.resolve(name, revision or "main"))
+    except hub.HubError as error:
+        tried = (
+            "" if revision else f"{name!r} is no folder and no node of an experiment here. As a hub model: "
+        )
+        raise hub.HubError(f"{tried}{error}") from error
+
+
+def _is_experiment(name: str) -> bool:
+    try:
+        return find_experiment(name).is_file()
+    except ExperimentError:
+        return False
+
+
+def _model_artifact(plan: Plan, node: str, select: Mapping[str, Any]) -> Artifact:
+    """The artifact of a node that is a model, at the one point of its grid that ``select`` leaves."""
+    _check_node(plan, node)
+    jobs = list(plan.grids[node].values())
+    kind = load_step(jobs[0].step).output
+    if kind is not Model:
+        raise NotThere(f"{node} is made by {jobs[0].step}, which leaves {kind.name}, expected a model")
+    strange = sorted(select.keys() - jobs[0].point.keys())
+    if strange:
+        raise NotThere(f"{node} has no axis {strange[0]!r}; {nearest(strange[0], jobs[0].point)}")
+    left = [job for job in jobs if all(job.point[name] == value for name, value in select.items())]
+    if len(left) != 1:
+        titles = ", ".join(job.title for job in (left or jobs)[:5])
+        raise NotThere(f"{len(left)} models of {node} are selected, expected one of: {titles} …")
+    _check_made(plan, node, left)
+    found = plan.store.artifact(left[0].step, left[0].key)
+    return Artifact(open_artifact(plan.store, found), found.folder)

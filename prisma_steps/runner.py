@@ -118,13 +118,14 @@ def _compute(
     threads: int,
 ) -> None:
     from prisma_steps.execution import execute
-    from prisma_steps.step import load_step
+    from prisma_steps.step import load_step, outside_fields
 
     step = load_step(spec["step"])
     if fingerprint.code_digest(step) != spec["identity"]["code"]:
         raise JobError(f"{spec['title']}: the code changed after this run was planned; run again")
-    for name, content in spec["identity"].get("outside", {}).items():
-        if fingerprint.folder_digest(Path(spec["parameters"][name]), store.memory) != content:
+    outside = spec["identity"].get("outside", {})
+    for name in outside.keys() & outside_fields(step.params):
+        if fingerprint.folder_digest(Path(spec["parameters"][name]), store.memory) != outside[name]:
             raise JobError(
                 f"{spec['title']}: the content of {name} changed after this run was planned; run again"
             )

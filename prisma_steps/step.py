@@ -34,6 +34,7 @@ __all__ = [
     "Artifact",
     "Blocks",
     "Field",
+    "HubRevision",
     "InParts",
     "Job",
     "Output",
@@ -122,6 +123,23 @@ def _short_site(name: str) -> str:
 SiteName = Annotated[str, AfterValidator(_short_site)]
 
 
+@dataclass(frozen=True)
+class Revision:
+    """Mark of a parameter that names a revision of a hub model: the commit enters the key, not the name.
+
+    The step is given the commit.
+
+    Attributes:
+        of: the parameter that names the model; where that is None, nothing is looked up.
+    """
+
+    of: str
+
+
+#: A branch, a tag or a commit of the hub model that the parameter ``name`` names.
+HubRevision = Annotated[str, Revision(of="name")]
+
+
 @cache
 def outside_fields(params: type[StepParams]) -> tuple[str, ...]:
     """Names of the parameters that name data outside the store."""
@@ -130,6 +148,17 @@ def outside_fields(params: type[StepParams]) -> tuple[str, ...]:
         for name, info in params.model_fields.items()
         if any(isinstance(mark, Outside) for mark in _marks(info.annotation, info.metadata))
     )
+
+
+@cache
+def revision_fields(params: type[StepParams]) -> Mapping[str, str]:
+    """Parameters that name a revision of a hub model, each with the parameter that names the model."""
+    return {
+        name: mark.of
+        for name, info in params.model_fields.items()
+        for mark in _marks(info.annotation, info.metadata)
+        if isinstance(mark, Revision)
+    }
 
 
 def _marks(annotation: Any, metadata: list[Any]) -> list[Any]:

@@ -33,9 +33,9 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         model: HookedViT,
         values: Mapping[SiteKey, Tensor],
         shape: tuple[int, ...],
-        images: Sequence[str] | None = None,
+        images: xr.Coordinates | None = None,
     ) -> None:
-        """Keep ``values`` of a run of ``model`` on inputs [image, *shape] with these ids."""
+        """Keep ``values`` of a run of ``model`` on inputs [image, *shape] with these labels along image."""
         self._model = model
         self._values = dict(values)
         self._tokens = model.token_coords(shape)
@@ -84,6 +84,7 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
         arrays = [self._in_sequence(site) for site in dict.fromkeys(site for site, _ in self)]
         merged = xr.merge(arrays, join="outer", compat="no_conflicts", combine_attrs="drop")
         coords = self._token_coords(merged.token.values) if "token" in merged.dims else {}
+        merged = merged if self._images is None else merged.assign_coords(self._images)
         return label(merged.assign_coords(coords | self._class_names(merged.dims)))
 
     def _in_sequence(self, site: str) -> xr.DataArray:
@@ -205,8 +206,17 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
 
     @property
     def _image_ids(self) -> np.ndarray:
-        return np.arange(self.n_images) if self._images is None else np.asarray(self._images)
+        if self._images is None or "image" not in self._images:
+            return np.arange(self.n_images)
+        return self._images["image"].values
 
     @property
     def _all_tokens(self) -> np.ndarray:
         return np.arange(len(self._tokens["token_kind"]))
+
+
+def along_image(images: xr.Dataset | xr.DataArray) -> xr.Coordinates:
+    """What is known of every image, its id first of all."""
+    return images.drop_vars(
+        [name for name, coord in images.coords.items() if coord.dims != ("image",)]
+    ).coords

@@ -63,16 +63,16 @@ def features_of(
 
 
 class ZeroShotHead(nn.Module):
-    """Cosines of the image's embedding to those of texts, times CLIP's temperature.
+    """Cosines of the image's embedding to those of texts, times a scale, plus SigLIP's bias.
 
-    Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
+    Radford et al. 2021 (arXiv 2103.00020), section 3.1.4; Zhai et al. 2023 (arXiv 2303.15343), equation 1.
     """
 
-    def __init__(self, text: Float[Tensor, "class embedding"], scale: float) -> None:
+    def __init__(self, text: Float[Tensor, "class embedding"], scale: float, bias: float = 0.0) -> None:
         """Compare with ``text``, one embedding a class; ``scale`` is the inverse of the temperature."""
         super().__init__()
         self.text = nn.Buffer(F.normalize(text, dim=-1))
-        self.scale = nn.Buffer(torch.tensor(scale))
+        self.scale, self.bias = nn.Buffer(torch.tensor(scale)), nn.Buffer(torch.tensor(bias))
 
     @property
     def out_features(self) -> int:
@@ -83,20 +83,21 @@ class ZeroShotHead(nn.Module):
         """Logits of what the model returned."""
         embedding = getattr(returned, "image_embeds", None)
         image = returned.pooler_output if embedding is None else embedding
-        return self.scale * F.normalize(image, dim=-1) @ self.text.T
+        return self.scale * F.normalize(image, dim=-1) @ self.text.T + self.bias
 
 
 def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path], None]]:
     """A writer for the file of a head. The same head gives the same bytes."""
-    told: dict[str, str | int] = {"kind": type(head).__name__}
+    told: dict[str, Any] = {"kind": type(head).__name__}
     if isinstance(head, LinearProbe):
         told |= {"features": head.features, "n_prefix": head.n_prefix}
-    metadata = {"head": json.dumps(told)}  # one entry: safetensors writes several in random order
+    # One entry: safetensors writes several in an order that changes from one run to the next.
+    metadata = {"head": json.dumps(told, sort_keys=True)}
     tensors = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
     return {HEAD: lambda path: save_file(tensors, path, metadata=metadata)}
 
 
-def load_head(folder: Path) -> nn.Module | None:
+def load_head(folder: Path) -> LinearProbe | ZeroShotHead | None:
     """The head that lies in a model's folder; None where there is none.
 
     Raises:
@@ -109,8 +110,7 @@ def load_head(folder: Path) -> nn.Module | None:
         told = json.loads((opened.metadata() or {}).get("head", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
     if told.get("kind") == "LinearProbe":
-        features: Any = told["features"]
-        return LinearProbe(tensors["weight"], tensors["bias"], features, told["n_prefix"])
+        return LinearProbe(tensors["weight"], tensors["bias"], told["features"], told["n_prefix"])
     if told.get("kind") == "ZeroShotHead":
-        return ZeroShotHead(tensors["text"], tensors["scale"].item())
+        return ZeroShotHead(tensors["text"], tensors["scale"].item(), tensors["bias"].item())
     raise StepError(f"{HEAD} is of the kind {told.get('kind')!r}, expected LinearProbe or ZeroShotHead")

@@ -10,11 +10,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import xarray as xr
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from prisma_steps.data.pixels import raw_batch
 from prisma_steps.models.attention import watching
-from prisma_steps.models.cache import ActivationCache
+from prisma_steps.models.cache import ActivationCache, along_image
 from prisma_steps.models.families import UnknownFamily, family_of, find, patches_of, sides
 from prisma_steps.models.fast_inference import ComputeDtype, for_inference
 from prisma_steps.models.ports import (
@@ -31,6 +33,7 @@ from prisma_steps.models.ports import (
     frame_by_frame,
     in_heads,
 )
+from prisma_steps.models.preprocessing import Preprocessing
 from prisma_steps.models.sites import (
     ORDER,
     Hooks,
@@ -43,10 +46,14 @@ from prisma_steps.models.sites import (
 )
 from prisma_steps.models.weights import Weights
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, site_key
+from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
 #: TransformerLens has for either.
 NamedHooks: TypeAlias = Mapping[str, Tap] | Mapping[SiteKey, Tap] | Mapping[str | SiteKey, Tap]
+
+#: Images, or clips: as the model takes them, or with labels, as they are stored (``pixels``, 0 to 255).
+Pixels: TypeAlias = Tensor | xr.Dataset | xr.DataArray
 
 _NO_HOOKS: Hooks = {}
 
@@ -57,7 +64,7 @@ _IN_ATTENTION = ("attn_scores", "pattern")
 _LATE = ("ln_final", "logits")
 
 
-class InputError(ValueError):
+class InputError(StepError):
     """Pixels that the model does not take."""
 
 
@@ -86,10 +93,15 @@ class HookedViT:
         model: the model itself.
         head: makes logits of the model's output, where the model has no head of its own.
         class_names: names of the classes, where they are known.
+        preprocessing: how the model's images are prepared; None: they are divided by 255.
     """
 
     def __init__(
-        self, model: nn.Module, head: nn.Module | None = None, class_names: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        head: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         """Find the parts of ``model``.
 
@@ -99,6 +111,7 @@ class HookedViT:
         self.model: Any = model
         self.head = head
         self.class_names = None if class_names is None else tuple(class_names)
+        self.preprocessing = preprocessing
         self.family = family_of(model)
         self._trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._check_table()
@@ -128,7 +141,7 @@ class HookedViT:
         See ``fast_inference.for_inference`` for what that does to outputs.
         """
         head = None if self.head is None else for_inference(self.head, dtype)
-        return HookedViT(for_inference(self.model, dtype), head, self.class_names)
+        return HookedViT(for_inference(self.model, dtype), head, self.class_names, self.preprocessing)
 
     # --- what it is
 
@@ -187,6 +200,12 @@ class HookedViT:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """[(frame,) channel, row, column] of images once they are prepared."""
+        configured = self.configured_shape
+        return configured if self.preprocessing is None else (*configured[:-2], *self.preprocessing.size)
+
+    @property
+    def configured_shape(self) -> tuple[int, ...]:
         """[(frame,) channel, row, column] that the configuration asks for."""
         config, family = self.config, self.family
         still = (find(config, family.n_channels), *sides(find(config, family.image_size)))
@@ -276,7 +295,7 @@ class HookedViT:
         """Kind and place of every token; tokens that are no patches are at −1.
 
         Args:
-            shape: [(frame,) channel, row, column] of the input; that of the configuration if None.
+            shape: [(frame,) channel, row, column] of the input; ``input_shape`` if None.
         """
         prefix = self.family.prefix(self.config)
         grid = patches_of(self.config, self.family, tuple(shape or self.input_shape))
@@ -311,21 +330,51 @@ class HookedViT:
 
     # --- running it
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits [image, class]; of a model without a head what ``output_of`` says."""
-        return self._run(pixels, _NO_HOOKS)
+    def preprocess(self, raw: UInt8[Tensor, "image *frame channel row column"]) -> Tensor:
+        """Pixels as they are stored, 0 to 255, as the model takes them: float32, where the weights are.
 
-    def run_with_hooks(self, pixels: Tensor, hooks: NamedHooks) -> Tensor:
+        Raises:
+            InputError: for images or clips that the model is not made for.
+        """
+        self.check_images(raw.shape[1:])
+        raw = raw.to(self.device)
+        return raw.float() / 255 if self.preprocessing is None else self.preprocessing(raw)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Refuse images or clips [(frame,) channel, row, column] that ``preprocess`` makes no input of.
+
+        Raises:
+            InputError: naming what they are and what is expected.
+        """
+        found, (*before, channels, rows, columns) = tuple(shape), self.input_shape
+        accepted = {channels} if self.preprocessing is None else {channels, 1}
+        fits = list(found[:-3]) == before and found[-3] in accepted
+        if fits and (self.preprocessing is not None or found[-2:] == (rows, columns)):
+            return
+        size = f"{rows} × {columns} pixels" if self.preprocessing is None else "any size"
+        colours = " or ".join(str(number) for number in sorted(accepted))
+        kind = f"clips of {before[0]} frames" if before else "still images"
+        given = f"clips of {found[0]} frames" if len(found) == 4 else "still images"
+        raise InputError(
+            f"these are {given} of {found[-3]} channels and {found[-2]} × {found[-1]} pixels; the model "
+            f"takes {kind} of {colours} channels and {size}"
+        )
+
+    def __call__(self, pixels: Pixels) -> Tensor:
+        """Logits [image, class]; of a model without a head what ``output_of`` says."""
+        return self._run(self._as_pixels(pixels), _NO_HOOKS)
+
+    def run_with_hooks(self, pixels: Pixels, hooks: NamedHooks) -> Tensor:
         """The output when what each hook returns takes the place of its site's value.
 
         Raises:
             SiteError: for a site or layer that the model does not have.
         """
-        return self._run(pixels, self.named(hooks))
+        return self._run(self._as_pixels(pixels), self.named(hooks))
 
     def run_with_cache(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         sites: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         hooks: NamedHooks = _NO_HOOKS,
@@ -333,7 +382,8 @@ class HookedViT:
         """The output, and the value at each site of each layer after any hook on it.
 
         Args:
-            pixels: [image, (frame,) channel, row, column], as the model takes them.
+            pixels: [image, (frame,) channel, row, column], as the model takes them; or labelled images as
+                ``load_images`` leaves them, whose labels the cache then carries.
             sites: sites to keep (None = all).
             layers: layers to keep (None = all).
             hooks: what is to be replaced.
@@ -343,12 +393,13 @@ class HookedViT:
         """
         keys = self.site_keys(list(self.sites) if sites is None else sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        output = self._run(pixels, taps)
-        return output, ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]))
+        prepared = self._as_pixels(pixels)
+        output = self._run(prepared, taps)
+        return output, self._cache(keys, values, prepared, pixels)
 
     def read(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         sites: Sequence[str],
         layers: Sequence[int] | None = None,
         hooks: NamedHooks = _NO_HOOKS,
@@ -360,8 +411,28 @@ class HookedViT:
         """
         keys = self.site_keys(sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        self._run(pixels, taps, until=keys)
-        return ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]))
+        prepared = self._as_pixels(pixels)
+        self._run(prepared, taps, until=keys)
+        return self._cache(keys, values, prepared, pixels)
+
+    def _as_pixels(self, pixels: Pixels) -> Tensor:
+        """A tensor as it is; labelled images as ``preprocess`` makes them."""
+        if isinstance(pixels, Tensor):
+            return pixels
+        images = pixels.to_dataset(name="pixels") if isinstance(pixels, xr.DataArray) else pixels
+        if "pixels" not in images or images["pixels"].dtype != np.uint8:
+            found = str(images["pixels"].dtype) if "pixels" in images else f"{list(images.data_vars)} alone"
+            raise InputError(
+                f"labelled images must have `pixels` of uint8, 0 to 255, these have {found}. What the model "
+                "takes as it is, give as a tensor"
+            )
+        return self.preprocess(raw_batch(images, slice(None)))
+
+    def _cache(
+        self, keys: Sequence[SiteKey], values: Mapping[SiteKey, Tensor], pixels: Tensor, given: Pixels
+    ) -> ActivationCache:
+        images = None if isinstance(given, Tensor) else along_image(given)
+        return ActivationCache(self, {key: values[key] for key in keys}, tuple(pixels.shape[1:]), images)
 
     def _keeping(
         self, keys: Sequence[SiteKey], replacing: Hooks
@@ -391,7 +462,7 @@ class HookedViT:
             layer: the first block that runs.
             resid_pre: what it is given.
             hooks: what is to be replaced in the blocks that run.
-            shape: of the input that the stream is of, where it is not that of the configuration.
+            shape: of the input that the stream is of, where it is not ``input_shape``.
 
         Raises:
             SiteError: for a site or layer that the model does not have.
@@ -461,7 +532,7 @@ class HookedViT:
         inputs = {self.input_name: pixels, **self.family.inputs}
         accepted = {name: value for name, value in inputs.items() if name in self._parameters}
         if (
-            tuple(pixels.shape[-2:]) != self.input_shape[-2:]
+            tuple(pixels.shape[-2:]) != self.configured_shape[-2:]
             and "interpolate_pos_encoding" in self._parameters
         ):
             accepted["interpolate_pos_encoding"] = True
@@ -473,7 +544,7 @@ class HookedViT:
         Raises:
             InputError: naming both shapes.
         """
-        expected, found = self.input_shape, tuple(pixels.shape[1:])
+        expected, found = self.configured_shape, tuple(pixels.shape[1:])
         if found == expected:
             return
         dims = "(frame, channel, row, column)" if self.is_video else "(channel, row, column)"

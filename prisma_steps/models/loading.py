@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from prisma_steps.models.heads import load_head
 from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.preprocessing import load_preprocessing
 from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.step import Artifact, StepError
 
@@ -81,10 +82,30 @@ def load_model(artifact: Artifact, device: str = "cpu") -> HookedViT:
     Raises:
         StepError: when the configuration is of no known model, or the weights do not fit it.
     """
-    names = artifact.data["class_name"].values.tolist() if "class_name" in artifact.data.variables else None
-    head = load_head(artifact.folder)
-    model = open_pretrained(artifact.folder, device)
-    return HookedViT(model, None if head is None else head.to(device), names)
+    vit = open_folder(artifact.folder, device)
+    if "class_name" in artifact.data.variables:
+        vit.class_names = tuple(artifact.data["class_name"].values.tolist())
+    return vit
+
+
+def open_folder(folder: Path, device: str = "cpu") -> HookedViT:
+    """The vision model in a folder, with its head and its image processor where they lie there too.
+
+    Raises:
+        StepError: as ``open_pretrained``.
+    """
+    model, head = open_pretrained(folder, device), load_head(folder)
+    vit = HookedViT(model, None if head is None else head.to(device), None, load_preprocessing(folder))
+    vit.class_names = _names_of_classes(vit)
+    return vit
+
+
+def _names_of_classes(vit: HookedViT) -> tuple[str, ...] | None:
+    """Names of the classes by the configuration; None where it only numbers them (``LABEL_0``)."""
+    named: Mapping[int, str] = getattr(vit.model.config, "id2label", None) or {}
+    names = tuple(named[number] for number in sorted(named))
+    numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return None if vit.n_classes != len(names) or numbered else names
 
 
 def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:
@@ -95,7 +116,26 @@ def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:
     Raises:
         StepError: when the folder holds no model, one of an unknown class, or weights that do not fit it.
     """
-    kind = _class_of(folder)
+    return _open(folder, _VISION_PART, device)
+
+
+def open_whole(folder: Path, device: str = "cpu") -> Any:
+    """As ``open_pretrained``, with the text tower where there is one.
+
+    Raises:
+        StepError: as ``open_pretrained``.
+    """
+    return _open(folder, {}, device)
+
+
+def _open(folder: Path, instead: Mapping[str, str], device: str) -> Any:
+    kind = _class_of(folder, instead)
+    if not list(folder.glob("*.safetensors")):
+        raise StepError(
+            f"{folder.name} holds no safetensors, and other files of weights (pytorch_model.bin) are not "
+            "read, since they can run code. Convert them once where you trust them: load the model with "
+            "transformers, call save_pretrained, and give that folder as `path`"
+        )
     try:
         model, found = kind.from_pretrained(
             folder,
@@ -117,8 +157,8 @@ def open_pretrained(folder: Path, device: str = "cpu") -> nn.Module:
     return model.eval().requires_grad_(False).to(device)
 
 
-def _class_of(folder: Path) -> Any:
-    """The model class that a folder's configuration names."""
+def _class_of(folder: Path, instead: Mapping[str, str]) -> Any:
+    """The model class that a folder's configuration names, or the one to take ``instead``."""
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -127,7 +167,7 @@ def _class_of(folder: Path) -> Any:
             f"{folder.name} is no folder of a model: its {CONFIG} cannot be read ({error})"
         ) from error
     name = next(iter(config.get("architectures") or []), None)
-    name = _VISION_PART.get(str(name), name)
+    name = instead.get(str(name), name)
     found = ToyViT if name == ToyViT.__name__ else getattr(transformers, str(name), None)
     if found is None:
         raise StepError(

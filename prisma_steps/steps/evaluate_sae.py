@@ -81,12 +81,12 @@ def _prepare(sae: xr.Dataset, vit: HookedViT, device: str) -> Evaluation:
 
 def _run(evaluation: Evaluation, vit: HookedViT, images: xr.Dataset, batch_size: int, job: Job) -> None:
     """Add all images, a batch at a time."""
-    from prisma_steps.data.pixels import labels, pixel_batch
+    from prisma_steps.data.pixels import labels, raw_batch
 
     n_images, classes = images.sizes["image"], labels(images).to(job.device)
     for first in range(0, n_images, batch_size):
         where = slice(first, min(first + batch_size, n_images))
-        evaluation.add(vit, pixel_batch(images, where).to(job.device), classes[where])
+        evaluation.add(vit, vit.preprocess(raw_batch(images, where)), classes[where])
         job.progress(where.stop, n_images, "images")
 
 

@@ -108,12 +108,7 @@ def _first(images: xr.Dataset, vit: HookedViT, params: Params) -> xr.Dataset:
         raise StepError(
             f"extract_activations: n_images is {params.n_images:,}, but there are only {count:,} images"
         )
-    found, expected = images["pixels"].shape[1:], vit.input_shape
-    if found != expected:
-        raise StepError(
-            f"extract_activations: images are {found} (channel, row, column); the model was trained on "
-            f"{expected}. Load the data set that it was trained on, or its like."
-        )
+    vit.check_images(images["pixels"].shape[1:])
     return images.isel(image=slice(params.n_images))
 
 
@@ -132,10 +127,10 @@ def _read_batch(
 ) -> dict[str, np.ndarray]:
     import torch
 
-    from prisma_steps.data.pixels import pixel_batch
+    from prisma_steps.data.pixels import raw_batch
     from prisma_steps.models.reading import UnfitValueError, read
 
-    pixels = pixel_batch(images, slice(where.start, where.stop)).to(vit.device, vit.dtype)
+    pixels = vit.preprocess(raw_batch(images, slice(where.start, where.stop)))
     dtype = getattr(torch, params.storage_dtype)
     try:
         values = read(vit, pixels, params.sites, layers, params.tokens, dtype)

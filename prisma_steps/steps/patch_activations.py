@@ -58,7 +58,7 @@ def patch_activations(model: Artifact, images: xr.Dataset, params: Params, job: 
 
     _check_classes(model.data, images)
     vit = load_model(model, job.device)
-    pairs = _choose_pairs(vit, images, params, job)
+    pairs = _choose_pairs(vit, images, params)
     classes = labels(images)[pairs]
     differences = _sweep(vit, images, pairs, classes, params, job)
     return _labelled(vit, images, pairs, differences, params)
@@ -67,6 +67,11 @@ def patch_activations(model: Artifact, images: xr.Dataset, params: Params, job: 
 def _check_classes(model: xr.Dataset, images: xr.Dataset) -> None:
     if "class_name" not in images.variables:
         raise StepError("patch_activations: the images have no classes; give the data set of the model")
+    if "class_name" not in model.variables:
+        raise StepError(
+            "patch_activations: the model has no named classes. Give a classifier; load_model names its "
+            "classes with class_names."
+        )
     known, asked = (data["class_name"].values.tolist() for data in (model, images))
     if known != asked:
         raise StepError(
@@ -75,14 +80,14 @@ def _check_classes(model: xr.Dataset, images: xr.Dataset) -> None:
         )
 
 
-def _choose_pairs(vit: HookedViT, images: xr.Dataset, params: Params, job: Job) -> np.ndarray:
+def _choose_pairs(vit: HookedViT, images: xr.Dataset, params: Params) -> np.ndarray:
     """Indices of the images of every pair, [pair, 2]: clean, corrupted."""
     import numpy as np
 
     from prisma_steps.analysis.patching import pair_up
     from prisma_steps.data.pixels import labels
 
-    candidates = _candidates(vit, images, params, job)
+    candidates = _candidates(vit, images, params)
     found = pair_up(candidates, labels(images).tolist(), _groups(images, params))
     pairs = np.array(list(islice(found, params.n_pairs))).reshape(-1, 2)
     if len(pairs) < params.n_pairs:
@@ -108,18 +113,18 @@ def _groups(images: xr.Dataset, params: Params) -> list[tuple[float, ...]]:
     return list(zip(*(images[name].values.tolist() for name in TWIN_FACTORS), strict=True))
 
 
-def _candidates(vit: HookedViT, images: xr.Dataset, params: Params, job: Job) -> Iterator[int]:
+def _candidates(vit: HookedViT, images: xr.Dataset, params: Params) -> Iterator[int]:
     """Indices of the images that may enter a pair, in a seeded order."""
     import torch
 
-    from prisma_steps.data.pixels import labels, pixel_batch
+    from prisma_steps.data.pixels import labels, raw_batch
 
     generator = numpy_generator(params.seed, "patching pairs")
     order = torch.from_numpy(generator.permutation(images.sizes["image"]))
     truth = labels(images)
     for block in order.split(IMAGES_PER_BLOCK):
         if params.only_correct:
-            answer = vit(pixel_batch(images, block.tolist()).to(job.device)).argmax(-1).cpu()
+            answer = vit(vit.preprocess(raw_batch(images, block.tolist()))).argmax(-1).cpu()
             block = block[answer == truth[block]]
         yield from block.tolist()
 
@@ -131,10 +136,10 @@ def _sweep(
     import torch
 
     from prisma_steps.analysis.patching import logit_difference, normalise, patch_resid_pre, residual_stream
-    from prisma_steps.data.pixels import pixel_batch
+    from prisma_steps.data.pixels import raw_batch
 
     classes = classes.to(job.device)
-    runs = [residual_stream(vit, pixel_batch(images, side).to(job.device)) for side in pairs.T.tolist()]
+    runs = [residual_stream(vit, vit.preprocess(raw_batch(images, side))) for side in pairs.T.tolist()]
     clean, corrupted = (logit_difference(logits, classes) for logits, _ in runs)
     _check_ends(images, pairs, (clean == corrupted).cpu().numpy())
     source, target = (resid for _, resid in (runs if params.direction == "denoising" else runs[::-1]))

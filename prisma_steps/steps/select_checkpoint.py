@@ -41,8 +41,8 @@ def _check_kept(data: xr.Dataset, training_step: int) -> None:
     if training_step not in kept:
         there = f"those after {', '.join(map(str, kept))} were" if kept else "none were"
         raise StepError(
-            f"select_checkpoint: the weights after {training_step} optimiser steps were not kept; {there}. Add "
-            f"{training_step} to checkpoint_steps of the train_vit that makes the model."
+            f"select_checkpoint: the weights after {training_step} optimiser steps were not kept; {there}. "
+            f"Add {training_step} to checkpoint_steps of the train_vit that makes the model."
         )
 
 

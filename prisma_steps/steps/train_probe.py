@@ -101,8 +101,8 @@ def _check_classes(images: xr.Dataset, train: Tensor) -> None:
     if absent:
         shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
         raise StepError(
-            f"train_probe: {len(absent)} of {len(counts)} classes have no training image ({shown}): load more "
-            "images, lower test_fraction, or leave these classes out"
+            f"train_probe: {len(absent)} of {len(counts)} classes have no training image ({shown}): load "
+            "more images, lower test_fraction, or leave these classes out"
         )
 
 

@@ -522,6 +522,35 @@ FILES = {
         images("dataset: digits, path: ."),
         [Told(2, 3, "sprites", "`path` is for dataset: image_folder or video_folder, not for digits")],
     ),
+    # --- models from elsewhere
+    "model without a source": (
+        "nodes:\n  vit: {step: load_model}\n",
+        [Told(2, 3, "vit", "by `path` (a folder) or by `name` (of the hub), got neither")],
+    ),
+    "model with two sources": (
+        "nodes:\n  vit: {step: load_model, path: ., name: org/tiny}\n",
+        [Told(2, 3, "vit", "got both")],
+    ),
+    "model in no folder": (
+        "nodes:\n  vit: {step: load_model, path: ../models/nowhere}\n",
+        [
+            Told(
+                2, 32, "vit.path", "there is no folder '../models/nowhere'", "relative paths start at the exp"
+            )
+        ],
+    ),
+    "revision of a folder": (
+        "nodes:\n  vit: {step: load_model, path: ., revision: v2}\n",
+        [Told(2, 3, "vit", "`revision` is of a hub model: leave it out beside `path`")],
+    ),
+    "templates without classes": (
+        'nodes:\n  vit: {step: load_model, path: ., templates: ["a {}"]}\n',
+        [Told(2, 3, "vit", "`templates` need `class_names`")],
+    ),
+    "template without a gap": (
+        "nodes:\n  vit: {step: load_model, path: ., class_names: [a], templates: [a photo]}\n",
+        [Told(2, 54, "vit.templates", "a template has {} once")],
+    ),
     # --- all at once
     "many mistakes": (
         "titel: x\nseed: one\nnodes:\n"

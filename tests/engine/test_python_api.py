@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
@@ -10,10 +12,14 @@ import xarray as xr
 
 import prisma_steps
 from prisma_steps import datasets
+from prisma_steps.models.hub import HubError
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.python_api import NotThere
 from prisma_steps.store import DATA, Store
+
+if TYPE_CHECKING:
+    from prisma_steps.models.hooked import HookedViT
 
 NODES = """
 nodes:
@@ -101,3 +107,97 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
         prisma_steps.load("x", "vit")
     with pytest.raises(ExperimentError, match="did you mean 'xx'|no such experiment"):
         prisma_steps.load("y", "vit")
+
+
+# --- models
+
+
+def saved(folder: Path, seed: int) -> HookedViT:
+    """A tiny trained model, as transformers leaves it in a folder."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20, "num_hidden_layers": 1}
+    config = ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"})
+    ViTForImageClassification(config).save_pretrained(folder)
+    return prisma_steps.load_model(folder)
+
+
+MODELS = """
+nodes:
+  images: {step: load_images, dataset: digits}
+  vit: {step: load_model, path: {grid: [../a, ../b]}, class_names: [newt, frog]}
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[HookedViT]:
+    """Two models in folders a and b; the experiment y has made an artifact of the second."""
+    from prisma_steps.progress import StatusFile
+    from prisma_steps.runner import run_job
+
+    monkeypatch.chdir(tmp_path)
+    models = [saved(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    Path("experiments").mkdir()
+    Path("experiments/y.yaml").write_text(MODELS)
+    job = list(plan_experiment("y", Store(Path("artifacts"))).grids["vit"].values())[1]
+    assert run_job(job.spec("y"), Store(Path("artifacts")), StatusFile(tmp_path / "s", "log")) == "computed"
+    return models
+
+
+def same(one: HookedViT, other: HookedViT) -> bool:
+    import torch
+
+    pixels = torch.rand(2, 3, 8, 8)
+    return torch.equal(one(pixels), other(pixels))
+
+
+def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> None:
+    from_node = prisma_steps.load_model("y/vit", path="../b")
+    assert same(from_node, made[1]) and not same(from_node, made[0])
+    assert from_node.class_names == ("newt", "frog") and made[1].class_names == ("cat", "dog")
+    (artifact,) = Path("artifacts/load_model").iterdir()
+    from_artifact = prisma_steps.load_model(artifact)
+    assert same(from_artifact, made[1]) and from_artifact.class_names == ("newt", "frog")
+    assert same(prisma_steps.load_model("experiments/y.yaml/vit", path="../b"), made[1])
+    assert same(prisma_steps.load_model(Path("a")), made[0])
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    ("source", "select", "error", "message"),
+    [
+        ("y/vit", {}, NotThere, "2 models of vit are selected, expected one of"),
+        ("y/vit", {"path": "../c"}, NotThere, "0 models of vit"),
+        ("y/vit", {"paht": "../a"}, NotThere, "no axis 'paht'; did you mean 'path'?"),
+        ("y/vit", {"path": "../a"}, NotThere, "1 of 1 artifacts of vit are not there yet"),
+        ("y/vti", {}, NotThere, "no node 'vti'; did you mean 'vit'?"),
+        ("y/images", {}, NotThere, "images is made by load_images, which leaves images, expected a model"),
+        ("a", {"path": "../a"}, TypeError, "only a node of an experiment has axes"),
+        (
+            "z/vit",
+            {},
+            HubError,
+            "'z/vit' is no folder and no node of an experiment here. As a hub model: the com",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, source: str, select: dict[str, str], error: type, message: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(error, match=re.escape(message)):
+        prisma_steps.load_model(source, **select)
+
+
+def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = ("a" * 40, "b" * 40)
+    repository = tmp_path / "models--org--tiny"
+    models = [saved(repository / "snapshots" / commit, seed) for seed, commit in enumerate(commits)]
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commits[1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(prisma_steps.load_model("org/tiny"), models[1])
+    assert same(prisma_steps.load_model("org/tiny", revision=commits[0]), models[0])

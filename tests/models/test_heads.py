@@ -23,21 +23,21 @@ def test_features_leave_out_registers():
     )
 
 
-def test_zero_shot_logits_are_scaled_cosines():
+def test_zero_shot_logits_are_scaled_and_shifted_cosines():
     text, image = torch.randn(5, 4), torch.randn(3, 4)
-    head = ZeroShotHead(text, 50.0)
+    head = ZeroShotHead(text, 50.0, -10.0)
     found = head(SimpleNamespace(image_embeds=image, pooler_output=None))
     for row in range(3):
         for column in range(5):
             cosine = image[row] @ text[column] / (image[row].norm() * text[column].norm())
-            assert found[row, column].item() == pytest.approx(50 * cosine.item(), abs=1e-4)
+            assert found[row, column].item() == pytest.approx(50 * cosine.item() - 10, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "head",
     [
         LinearProbe(torch.randn(5, 8), torch.randn(5), "cls_mean_patch", 2),
-        ZeroShotHead(torch.randn(5, 4), 31.5),
+        ZeroShotHead(torch.randn(5, 4), 31.5, -2.5),
     ],
 )
 def test_a_head_is_opened_as_it_was_saved(head, tmp_path):

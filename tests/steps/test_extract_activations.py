@@ -194,7 +194,7 @@ def test_sites_that_the_model_lacks_are_refused(images, tmp_path):
 
 def test_images_that_do_not_fit_the_model_are_refused(model):
     sprites = load_images(ImagesParams(dataset="dsprites", n_images=2), Job()).load()
-    with pytest.raises(StepError, match=r"images are \(1, 64, 64\).*trained on \(1, 8, 8\)"):
+    with pytest.raises(StepError, match="64 × 64 pixels; the model takes .* 8 × 8 pixels"):
         extract(model, sprites, sites=["logits"])
 
 
@@ -211,3 +211,35 @@ def test_images_that_do_not_fit_the_model_are_refused(model):
 def test_parameters_without_sense_are_refused(params, message):
     with pytest.raises(ValidationError, match=message):
         Params(**params)
+
+
+def test_a_pretrained_model_reads_images_of_another_size(focus_vit):
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModel
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 40), dtype=np.uint8)
+    images = xr.Dataset({"pixels": (("image", "channel", "row", "column"), pixels)}, {"image": ["a", "b"]})
+    given = Params(sites=["resid_post", "pattern"], layers=[3], tokens="cls")
+    found = extract_activations(Artifact(xr.Dataset(), focus_vit), images, given, Job()).load()
+    pillow = [Image.fromarray(image.transpose(1, 2, 0)) for image in pixels]
+    inputs = AutoImageProcessor.from_pretrained(focus_vit, backend="pil")(pillow, return_tensors="pt")
+    reference = AutoModel.from_pretrained(focus_vit)(**inputs, output_hidden_states=True)
+    # Float32 of activations up to some tens.
+    np.testing.assert_allclose(
+        found["resid_post"][:, 0, 0], reference.hidden_states[4][:, 0].detach(), rtol=0, atol=1e-4
+    )
+    assert found.sizes["key_token"] == 1 + 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        (("image", "frame", "channel", "row", "column"), "these are clips of 1 frames .* takes still images"),
+        (("image", "channel", "row", "column"), "images of 2 channels .* takes still images of 1 channels"),
+    ],
+)
+def test_clips_and_other_channels_are_refused(model, dims, message):
+    shape = (2, 1, 1, 8, 8) if "frame" in dims else (2, 2, 8, 8)
+    images = xr.Dataset({"pixels": (dims, np.zeros(shape, np.uint8))}, {"image": ["a", "b"]})
+    with pytest.raises(StepError, match=message):
+        extract_activations(model, images, Params(sites=["resid_post"]), Job())

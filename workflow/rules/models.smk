@@ -1,4 +1,4 @@
-# Models trained here, and heads for models from elsewhere.
+# Models, trained here or elsewhere, and heads for those that come without one.
 
 
 # One thread: small models run side by side, which is faster than one after the other on several threads. For a
@@ -58,6 +58,27 @@ rule train_probe:
         mem_mb=16000,
         runtime=480,
         gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+# Reading and writing some gigabytes; templates of a zero-shot classifier run the text tower.
+rule load_model:
+    input:
+        missing_inputs,
+    output:
+        done("load_model"),
+    log:
+        f"{RUN}/load_model/{{key}}.log",
+    benchmark:
+        f"{RUN}/load_model/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=120,
     params:
         job=job_spec,
         store=str(PLAN.store.root),
