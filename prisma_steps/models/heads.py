@@ -6,6 +6,7 @@ tensors, and in its metadata which head it is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -87,11 +88,12 @@ class ZeroShotHead(nn.Module):
 
 def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path], None]]:
     """A writer for the file of a head. The same head gives the same bytes."""
-    told = {"kind": type(head).__name__}
+    told: dict[str, str | int] = {"kind": type(head).__name__}
     if isinstance(head, LinearProbe):
-        told |= {"features": head.features, "n_prefix": str(head.n_prefix)}
+        told |= {"features": head.features, "n_prefix": head.n_prefix}
+    metadata = {"head": json.dumps(told)}  # one entry: safetensors writes several in random order
     tensors = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-    return {HEAD: lambda path: save_file(tensors, path, metadata=told)}
+    return {HEAD: lambda path: save_file(tensors, path, metadata=metadata)}
 
 
 def load_head(folder: Path) -> nn.Module | None:
@@ -104,11 +106,11 @@ def load_head(folder: Path) -> nn.Module | None:
     if not file.exists():
         return None
     with safe_open(file, framework="pt") as opened:
-        told = opened.metadata() or {}
+        told = json.loads((opened.metadata() or {}).get("head", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
     if told.get("kind") == "LinearProbe":
         features: Any = told["features"]
-        return LinearProbe(tensors["weight"], tensors["bias"], features, int(told["n_prefix"]))
+        return LinearProbe(tensors["weight"], tensors["bias"], features, told["n_prefix"])
     if told.get("kind") == "ZeroShotHead":
         return ZeroShotHead(tensors["text"], tensors["scale"].item())
     raise StepError(f"{HEAD} is of the kind {told.get('kind')!r}, expected LinearProbe or ZeroShotHead")
