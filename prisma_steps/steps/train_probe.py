@@ -115,7 +115,8 @@ def _read(
     from prisma_steps.models.hooked import HookedViT
     from prisma_steps.models.probe import FeatureHead
 
-    reader, count = HookedViT(vit.model, FeatureHead(reads, n_prefix)), images.sizes["image"]
+    reader = HookedViT(vit.model, FeatureHead(reads, n_prefix), preprocessing=vit.preprocessing)
+    count = images.sizes["image"]
     state = job.checkpoint.load()
     parts: list[Tensor] = [] if state is None else [state["features"]]
     done = sum(map(len, parts))
