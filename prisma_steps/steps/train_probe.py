@@ -132,12 +132,12 @@ def _read(
 def _read_batch(reader: HookedViT, images: xr.Dataset, where: slice) -> Tensor:
     import torch
 
-    from prisma_steps.data.pixels import pixel_batch
+    from prisma_steps.data.pixels import raw_batch
     from prisma_steps.models.hooked import InputError
 
     try:
         with torch.no_grad():
-            features = reader(pixel_batch(images, where).to(reader.device)).cpu()
+            features = reader(reader.preprocess(raw_batch(images, where))).cpu()
     except InputError as error:
         raise StepError(f"train_probe: {error}") from error
     broken = (~features.isfinite()).any(1).nonzero().flatten().tolist()
