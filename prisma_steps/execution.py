@@ -31,7 +31,6 @@ def execute(
     """
     datasets.use_threads(threads)
     job = Job(scratch=partial / "scratch", threads=threads, report=report)
-    job.scratch.mkdir(exist_ok=True)
     slots = {
         slot: open_input(store, filled, step.inputs[slot].kind, threads)
         for slot, filled in spec["inputs"].items()

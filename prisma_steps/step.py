@@ -294,6 +294,7 @@ class Job:
     ) -> None:
         """Work in ``scratch`` (a new temporary folder if None) with ``threads`` threads."""
         self.scratch = scratch or Path(tempfile.mkdtemp(prefix="prisma-steps-"))
+        self.scratch.mkdir(parents=True, exist_ok=True)
         self.threads = threads
         self.report = report
         self.checkpoint = Checkpoint(self.scratch / "checkpoint.pt", checkpoint_every)

@@ -222,7 +222,7 @@ def test_layers_of_one_site_that_others_lack_are_nan():
         ("v", 0): values["v", 0],
         ("v", 1): values["v", 1],
     }
-    data = ActivationCache(model, kept, model.input_shape, ["a", "b"]).data
+    data = ActivationCache(model, kept, model.input_shape, xr.Coordinates({"image": ["a", "b"]})).data
     assert data.layer.values.tolist() == [0, 1] and data.image.values.tolist() == ["a", "b"]
     assert data.q.sel(layer=1).isnull().all() and data.k.sel(layer=0).isnull().all()
     assert np.array_equal(data.q.sel(layer=0), values["q", 0].detach())

@@ -53,7 +53,7 @@ def loaded(tmp_path: Path, model: Any, **parameters: Any) -> tuple[HookedViT, xr
     return load_artifact(kept(output, tmp_path / "kept")), output.data
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [name for name in MAKERS if not name.startswith("timm")])
 def test_a_model_of_every_family_answers_as_it_did(name, tmp_path):
     model = make(name)
     if name.startswith("toy"):  # not registered with transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
 
 from prisma_steps import schema
 from prisma_steps.data.pixels import pixel_batch
@@ -130,9 +132,13 @@ def test_the_loss_along_step_is_the_objective_that_ends_at_the_optimum(vit, imag
     assert loss[-1] == pytest.approx(output.data["train_loss"].item() + penalty, abs=1e-5)
 
 
-def test_the_model_stays_the_same_and_keeps_its_preprocessor(vit, images, tmp_path):
-    shutil.copytree(vit.folder, tmp_path / "in")
-    (tmp_path / "in" / "preprocessor_config.json").write_text("{}")
+def test_the_model_stays_the_same_and_keeps_its_preprocessor(tmp_path):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 20}
+    colour = HookedViT(ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4)).eval())
+    images = images_for(colour)
+    artifact_of(colour, tmp_path / "in")
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    (tmp_path / "in" / "preprocessor_config.json").write_text(json.dumps(settings))
     (tmp_path / "in" / "checkpoint-3.safetensors").write_text("of another moment")
     output = train_probe(Artifact(xr.Dataset(), tmp_path / "in"), images, Params(), Job())
     made = left(output, tmp_path / "out").folder
@@ -207,7 +213,7 @@ def test_what_cannot_be_probed_is_explained(vit, images, tmp_path):
         run(images=images.drop_vars(["label", "class_name"]))
     with pytest.raises(StepError, match=r"1 of 3 classes have no training image \(bright\)"):
         run(images=images.isel(image=images["label"].values < 2))
-    with pytest.raises(StepError, match="train_probe: pixels have shape"):
+    with pytest.raises(StepError, match="train_probe: these are still images of 1 channels"):
         run(images=images.isel(channel=[0]))
     with pytest.raises(StepError, match="test_fraction 0.001 of 60 images leaves 0"):
         run(test_fraction=0.001)
@@ -222,12 +228,15 @@ def test_a_probed_model_is_refused(vit, images, tmp_path):
 
 
 def test_a_feature_that_is_not_finite_names_its_image(images, vit, monkeypatch):
-    def broken(pixels: xr.Dataset, where: slice) -> torch.Tensor:
-        batch = pixel_batch(pixels, where)
-        batch[pixels["image"].values[where] == "noise-23"] = torch.nan
-        return batch
+    prepare = HookedViT.preprocess
 
-    monkeypatch.setattr("prisma_steps.data.pixels.pixel_batch", broken)
+    def broken(model: HookedViT, raw: torch.Tensor) -> torch.Tensor:
+        pixels = prepare(model, raw)
+        pixels[(raw == the_one).flatten(1).all(1)] = torch.nan
+        return pixels
+
+    the_one = torch.from_numpy(images["pixels"].sel(image="noise-23").values)
+    monkeypatch.setattr(HookedViT, "preprocess", broken)
     with pytest.raises(StepError, match="image noise-23: a feature that the model makes of it is not finite"):
         train_probe(vit, images, Params(batch_size=10), Job())
 

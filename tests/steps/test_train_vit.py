@@ -170,3 +170,116 @@ def test_architecture_is_the_one_asked_for(digits, tmp_path):
     config = load_model(Artifact(output.data, tmp_path)).config.to_dict()
     assert {name: config[name] for name in asked} == asked
     assert np.isfinite(output.data["test_loss"]).all()
+
+
+# --- clips, registers, pooling
+
+
+def moving_sprites(count: int, **changes) -> xr.Dataset:
+    asked = {"dataset": "moving_sprites", "n_images": count, "n_frames": 2, "speeds": [4], **changes}
+    return load_images(ImagesParams(**asked), Job()).load()
+
+
+@pytest.mark.parametrize(("motion", "low", "high"), [("moving", 0.8, 1.0), ("static", 0.0, 0.35)])
+def test_motion_is_learnt_and_nothing_else_tells_the_direction(motion, low, high):
+    clips = moving_sprites(2000, motion=motion)
+    small = {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_mlp": 128, "patch_size": 16, "tubelet_size": 2}
+    asked = {
+        **small,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "warmup": 30,
+        "epochs": 3,
+        "test_fraction": 0.2,
+    }
+    output = train_vit(clips, Params(**asked), Job())
+    # Chance is 0.25; of 400 test clips, 0.35 is more than four standard errors above it.
+    assert low < output.data["test_accuracy"] <= high
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_model_of_clips_has_the_tokens_asked_for(pooling, tmp_path):
+    clips = moving_sprites(20, n_frames=4)
+    asked = params(
+        patch_size=32, tubelet_size=2, pooling=pooling, n_registers=3, epochs=1, test_fraction=0.25
+    )
+    output = train_vit(clips, asked, Job())
+    bytes_of(output, tmp_path)
+    model = load_model(Artifact(output.data, tmp_path))
+    assert model.is_video and model.input_shape == (4, 1, 64, 64)
+    tokens = model.token_coords()
+    cls = ["cls"] if pooling == "cls" else []
+    assert tokens["token_kind"].tolist() == [*cls, *["register"] * 3, *["patch"] * 8]
+    assert tokens["patch_frame"][-8:].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    _, test = _split(clips, asked)
+    predicted = model(test.pixels.float() / 255).argmax(-1)
+    assert output.data["test_accuracy"].item() == (predicted == test.labels).double().mean().item()
+
+
+def test_clips_that_no_model_takes_are_explained(digits):
+    clips = moving_sprites(20, n_frames=4)
+    with pytest.raises(StepError, match="tubelet_size 3 does not divide the 4 frames"):
+        train_vit(clips, params(patch_size=32, tubelet_size=3), Job())
+    with pytest.raises(StepError, match="tubelet_size 2 does not divide the 1 frames"):
+        train_vit(digits, params(tubelet_size=2), Job())
+    with pytest.raises(StepError, match="the clips have one frame"):
+        train_vit(clips.isel(frame=[0]), params(patch_size=32), Job())
+    with pytest.raises(StepError, match="images are 64 × 32 pixels"):
+        train_vit(clips.isel(column=slice(32)), params(patch_size=32), Job())
+
+
+@pytest.mark.parametrize("name", ["tubelet_size", "pooling", "n_registers", "checkpoint_steps"])
+def test_keys_made_before_a_parameter_existed_stay(name):
+    assert Params.model_fields[name].json_schema_extra == {"as_before": True}
+
+
+# --- weights kept along training
+
+
+def test_weights_that_are_kept_are_those_of_a_run_that_ends_there(digits, tmp_path):
+    # With no decay to the end, and warm-up past it, a shorter run takes the same steps as the longer one.
+    settings = {"warmup": 1000, "batch_size": 108, "checkpoint_steps": [0, 2, 4]}
+    output = train_vit(digits, params(**settings, epochs=4), Job())
+    schema.check(output.data, schema.Model)
+    assert output.data["training_step"].values.tolist() == [0, 2, 4]
+    files = bytes_of(output, tmp_path / "long")
+    kept = [files[f"checkpoint-{step}.safetensors"] for step in (0, 2, 4)]
+    assert len(set(kept)) == 3 and kept[2] == files["model.safetensors"]
+    short = train_vit(digits, params(**{**settings, "checkpoint_steps": []}, epochs=2), Job())
+    assert kept[1] == bytes_of(short, tmp_path / "short")["model.safetensors"]
+    for name in ("loss", "accuracy"):
+        measured = output.data[f"checkpoint_test_{name}"].values
+        history = output.data["test_loss" if name == "loss" else "test_accuracy_history"].values
+        assert measured[1:].tolist() == history[[1, 3]].tolist()
+
+
+def test_keeping_weights_changes_nothing_else(digits, tmp_path):
+    output, kept = (train_vit(digits, params(checkpoint_steps=steps), Job()) for steps in ([], [3]))
+    assert kept.data.drop_dims("training_step").identical(output.data)
+    plain = bytes_of(output, tmp_path / "plain")
+    assert plain.keys() == {"model.safetensors", "config.json"}
+    assert plain.items() <= bytes_of(kept, tmp_path / "kept").items()
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved at every step", "never saved"])
+def test_weights_are_kept_whenever_a_run_is_killed(digits, tmp_path, every):
+    settings = params(checkpoint_steps=[0, 3, 4, 10])
+    whole = train_vit(digits, settings, Job())
+    expected = bytes_of(whole, tmp_path / "whole")
+    for step in (1, 3, 4, 10):
+        scratch = tmp_path / f"scratch{step}"
+        with pytest.raises(Killed):
+            train_vit(digits, settings, Job(scratch=scratch, report=killed_at(step), checkpoint_every=every))
+        resumed = train_vit(digits, settings, Job(scratch=scratch, checkpoint_every=every))
+        assert resumed.data.identical(whole.data), f"killed at step {step}"
+        assert bytes_of(resumed, tmp_path / f"resumed{step}") == expected, f"killed at step {step}"
+
+
+def test_moments_that_do_not_come_are_explained(digits):
+    with pytest.raises(
+        StepError, match=r"names 11, but training ends after 10 optimiser steps \(2 epochs of 5"
+    ):
+        train_vit(digits, params(checkpoint_steps=[3, 11]), Job())
+    for steps in ([-1], [3, 3], [4, 3]):
+        with pytest.raises(ValidationError, match="0 or more, ascending, each named once"):
+            params(checkpoint_steps=steps)
