@@ -535,7 +535,7 @@ FILES = {
         "nodes:\n  vit: {step: load_model, path: ../models/nowhere}\n",
         [
             Told(
-                2, 32, "vit.path", "there is no folder '../models/nowhere'", "relative paths start at the exp"
+                2, 27, "vit.path", "there is no folder '../models/nowhere'", "relative paths start at the exp"
             )
         ],
     ),
