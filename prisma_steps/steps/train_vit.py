@@ -189,7 +189,6 @@ def _keep_if_asked(trainer: Trainer, params: Params, job: Job) -> None:
 
     step = trainer.progress.step
     if step in params.checkpoint_steps:
-        job.scratch.mkdir(parents=True, exist_ok=True)
         model_files(trainer.model)[WEIGHTS](job.scratch / checkpoint_name(step))
         trainer.note_kept()
 
