@@ -1,12 +1,12 @@
 """What ``benchmarks.extract`` times: every row in a process of its own, with settings and memory of its own.
 
 ``python -m benchmarks.extract_rows ROW SHAPE`` says "ready"; for each number of images on its input it goes
-through as many and says the most memory that the process ever had, in MB.
+through as many and says the most memory that the process ever had, in MB (not ``ru_maxrss``, which a process
+inherits from the one that started it).
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -157,7 +157,8 @@ def main(name: str, shape: str) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         run(int(line))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 1024, flush=True)
 
 
 if __name__ == "__main__":
