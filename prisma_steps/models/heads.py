@@ -1,7 +1,7 @@
 """Heads for models that come without one: a linear probe, and zero-shot classification by text.
 
-A head is called with what the model returns, and lies beside its weights: ``head.safetensors`` holds its
-tensors, and in its metadata which head it is.
+A head is called with what the model returns, computes in float32 whatever the model computes in, and lies
+beside its weights: ``head.safetensors`` holds its tensors, and in its metadata which head it is.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class LinearProbe(nn.Module):
 
     def forward(self, returned: Any) -> Float[Tensor, "image class"]:
         """Logits of what the model returned."""
-        hidden = returned.last_hidden_state
-        return F.linear(features_of(hidden, self.features, self.n_prefix), self.weight, self.bias)
+        features = features_of(returned.last_hidden_state, self.features, self.n_prefix)
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
 
 def features_of(
@@ -83,7 +83,7 @@ class ZeroShotHead(nn.Module):
         """Logits of what the model returned."""
         embedding = getattr(returned, "image_embeds", None)
         image = returned.pooler_output if embedding is None else embedding
-        return self.scale * F.normalize(image, dim=-1) @ self.text.T + self.bias
+        return self.scale * F.normalize(image.to(self.text.dtype), dim=-1) @ self.text.T + self.bias
 
 
 def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path], None]]:

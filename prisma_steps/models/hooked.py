@@ -140,8 +140,8 @@ class HookedViT:
 
         See ``fast_inference.for_inference`` for what that does to outputs.
         """
-        head = None if self.head is None else for_inference(self.head, dtype)
-        return HookedViT(for_inference(self.model, dtype), head, self.class_names, self.preprocessing)
+        fast = for_inference(self.model, dtype)
+        return HookedViT(fast, self.head, self.class_names, self.preprocessing)
 
     # --- what it is
 
@@ -331,14 +331,15 @@ class HookedViT:
     # --- running it
 
     def preprocess(self, raw: UInt8[Tensor, "image *frame channel row column"]) -> Tensor:
-        """Pixels as they are stored, 0 to 255, as the model takes them: float32, where the weights are.
+        """Pixels as they are stored, 0 to 255, as the model takes them: where and of what its weights are.
 
         Raises:
             InputError: for images or clips that the model is not made for.
         """
         self.check_images(raw.shape[1:])
         raw = raw.to(self.device)
-        return raw.float() / 255 if self.preprocessing is None else self.preprocessing(raw)
+        pixels = raw.float() / 255 if self.preprocessing is None else self.preprocessing(raw)
+        return pixels.to(self.dtype)
 
     def check_images(self, shape: Sequence[int]) -> None:
         """Refuse images or clips [(frame,) channel, row, column] that ``preprocess`` makes no input of.

@@ -34,12 +34,15 @@ def kept_tokens(model: HookedViT, site: str, tokens: TokenChoice) -> np.ndarray:
     """Positions in the model's sequence of the tokens that a site has and that are kept.
 
     Raises:
-        SiteError: for a site with one token that is made of several.
+        SiteError: for a site with one token that is made of several, which has no place in the sequence.
     """
     places = model.token_coords()
     there = model.kept_at(site, places)
     if there is None:
-        raise SiteError(f"the model pools before {site!r}: no token of the sequence is there")
+        raise SiteError(
+            f"the model pools before {site!r}: no token of the sequence is there. Read resid_post of the "
+            "last layer, or the pooled token with run_with_cache"
+        )
     kinds = places["token_kind"][there]
     return there[(kinds == tokens) | (tokens == "all")]
 
@@ -60,8 +63,8 @@ def read(
         UnfitValueError: for a value that ``dtype`` cannot hold.
     """
     cache = model.read(pixels, sites, layers)
-    kept = {key: _keep(model, key[0], value, tokens) for key, value in cache.items()}
-    stored = {key: _store(*key, value, dtype) for key, value in kept.items()}
+    chosen = {site: _chosen(model, site, tokens) for site in sites}
+    stored = {key: _store(*key, value[:, chosen[key[0]]], dtype) for key, value in cache.items()}
     per_layer = model.sites
     return {
         site: torch.stack([stored[site, layer] for layer in layers], dim=1)
@@ -71,12 +74,12 @@ def read(
     }
 
 
-def _keep(model: HookedViT, site: str, value: Tensor, tokens: TokenChoice) -> Tensor:
-    if "token" not in SITE_DIMS[site]:
-        return value
-    wanted = kept_tokens(model, site, tokens)
-    there = kept_tokens(model, site, "all")
-    return value if len(wanted) == len(there) else value[:, torch.from_numpy(np.searchsorted(there, wanted))]
+def _chosen(model: HookedViT, site: str, tokens: TokenChoice) -> slice | Tensor:
+    """Which of the tokens that a site has are kept, counted among them; a slice where all are."""
+    if tokens == "all" or "token" not in SITE_DIMS[site]:
+        return slice(None)
+    wanted, there = kept_tokens(model, site, tokens), kept_tokens(model, site, "all")
+    return torch.from_numpy(np.searchsorted(there, wanted))
 
 
 def _store(site: str, layer: int | None, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -183,17 +183,22 @@ def _tokens(vit: HookedViT, params: Params) -> np.ndarray:
     import numpy as np
 
     from prisma_steps.models.reading import kept_tokens
+    from prisma_steps.models.sites import SiteError
 
-    by_site = {
-        site: kept_tokens(vit, site, params.tokens) for site in params.sites if "token" in SITE_DIMS[site]
-    }
-    embed = by_site.get("embed", np.arange(1))
-    if len(embed) == 0 or any(len(kept) != len(embed) for kept in by_site.values() if "embed" in by_site):
-        raise StepError(
-            f"extract_activations: site 'embed' has no CLS token, and tokens is {params.tokens!r}. Set "
-            "tokens to 'patch', or read 'embed' in a node of its own."
-        )
-    return next(iter(by_site.values()), np.arange(0))
+    with_tokens = [site for site in params.sites if "token" in SITE_DIMS[site]]
+    try:
+        by_site = {site: kept_tokens(vit, site, params.tokens) for site in with_tokens}
+    except SiteError as error:
+        raise StepError(f"extract_activations: {error}") from error
+    most = max(by_site.values(), key=len, default=np.arange(0))
+    for site, kept in by_site.items():
+        if len(kept) == 0 or not np.array_equal(kept, most):
+            lacking = "CLS token" if site == "embed" else "tokens but CLS" if len(kept) else "such token"
+            raise StepError(
+                f"extract_activations: site {site!r} has no {lacking}, and tokens is {params.tokens!r}. Set "
+                f"tokens to what all sites have, or read {site!r} in a node of its own."
+            )
+    return most
 
 
 def _carried(vit: HookedViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:

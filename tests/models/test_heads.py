@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from prisma_steps.models.heads import LinearProbe, ZeroShotHead, features_of, head_files, load_head
+from prisma_steps.models.hooked import HookedViT
 from prisma_steps.step import StepError
+from tests.models.families import make
 
 HIDDEN = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -51,6 +53,18 @@ def test_a_head_is_opened_as_it_was_saved(head, tmp_path):
     returned = SimpleNamespace(last_hidden_state=HIDDEN, image_embeds=HIDDEN[:, 0])
     # Normalised anew when it is opened: float32 rounding of a unit vector.
     torch.testing.assert_close(opened(returned), head(returned), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "head", [LinearProbe(torch.randn(5, 12), torch.randn(5), "cls", 1), ZeroShotHead(torch.randn(5, 7), 30.0)]
+)
+def test_a_head_of_a_model_in_bfloat16_computes_in_float32(head):
+    model = make("vit bare" if isinstance(head, LinearProbe) else "clip")
+    fast = HookedViT(model.model, head).for_inference("bfloat16")
+    pixels = torch.rand(2, *model.input_shape).bfloat16()
+    with torch.no_grad():
+        logits, expected = fast(pixels), head(fast.model(pixels))
+    assert logits.dtype == torch.float32 and torch.equal(logits, expected)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from prisma_steps.steps import extract_activations as module
 from prisma_steps.steps.extract_activations import Params, extract_activations
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
+from tests.models.families import make
 
 CONFIG = ToyViTConfig(
     n_layers=3, d_model=12, n_heads=3, d_mlp=20, patch_size=4, image_size=8, n_channels=1, n_classes=10
@@ -103,6 +104,22 @@ def test_embed_has_the_tokens_of_the_patches(model, images):
     for changes in ({"sites": ["embed", "resid_pre"]}, {"sites": ["embed"], "tokens": "cls"}):
         with pytest.raises(StepError, match="'embed' has no CLS token"):
             extract(model, images, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("beit", {"sites": ["ln_final"]}, "the model pools before 'ln_final'"),
+        ("clip", {"sites": ["ln_final", "resid_post"]}, "'ln_final' has no tokens but CLS"),
+        ("siglip bare", {"sites": ["resid_post"], "tokens": "cls"}, "'resid_post' has no such token"),
+    ],
+)
+def test_sites_without_the_tokens_asked_for_are_refused(name, params, message, tmp_path):
+    model = make(name)
+    pixels = np.zeros((2, *model.input_shape), np.uint8)
+    images = xr.Dataset({"pixels": (("image", "channel", "row", "column"), pixels)}, {"image": ["a", "b"]})
+    with pytest.raises(StepError, match=f"extract_activations: .*{message}"):
+        extract(save(model.model, tmp_path), images, **params)
 
 
 def test_batch_size_changes_nothing_and_stays_out_of_the_key(model, images):
