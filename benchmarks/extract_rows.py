@@ -1,8 +1,7 @@
 """What ``benchmarks.extract`` times: every row in a process of its own, with settings and memory of its own.
 
 ``python -m benchmarks.extract_rows ROW SHAPE`` says "ready"; for each number of images on its input it goes
-through as many and says the most memory that the process ever had, in MB (not ``ru_maxrss``, which a process
-inherits from the one that started it).
+through as many and says the most memory that the process ever had, in MiB.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from prisma_steps.runner import peak_memory
 
 Row = Callable[[int], None]
 
@@ -157,8 +158,7 @@ def main(name: str, shape: str) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         run(int(line))
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) / 1024, flush=True)
+        print(peak_memory() / 2**20, flush=True)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _compute(
         "host": socket.gethostname(),
         "threads": threads,
         "seconds": round(time.monotonic() - began, 3),
-        "peak_memory": _peak_memory(),
+        "peak_memory": peak_memory(),
     }
     store.save_code(spec["identity"]["code"], lambda: fingerprint.code_definitions(step))
     store.commit(spec["step"], spec["key"], made, _manifest(spec, digests, computation, facts))
@@ -190,8 +190,15 @@ def _git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _peak_memory() -> int:
-    """Peak resident memory of this process, in bytes."""
+def peak_memory() -> int:
+    """Peak resident memory of this process, in bytes.
+
+    On Linux, ``ru_maxrss`` would also hold that of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        told = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(told["VmHWM"].split()[0]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -34,9 +34,9 @@ def _reader(settings: dict[str, Any]) -> Reader:
     from prisma_steps.data.image_folder import ImageFile
     from prisma_steps.data.video import ClipFile
 
-    dataset, *names = settings
     kinds: dict[str, Any] = {ImageFile.dataset: ImageFile, ClipFile.dataset: ClipFile}
-    return kinds[settings[dataset]](**{name: settings[name] for name in names})
+    fields = {name: value for name, value in settings.items() if name != "dataset"}
+    return kinds[settings["dataset"]](**fields)
 
 
 def are_outside(data: xr.Dataset) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from prisma_steps.schema import IMAGE_DIMS
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 
 Where: TypeAlias = slice | Sequence[int] | Integer[np.ndarray, " batch"]
-
-
-def pixel_batch(images: xr.Dataset, where: Where) -> Float[Tensor, "image *frame channel row column"]:
-    """The pixels of some images, or clips, float32 in [0, 1]. Only these are read."""
-    return raw_batch(images, where).float() / 255
 
 
 def raw_batch(images: xr.Dataset, where: Where) -> UInt8[Tensor, "image *frame channel row column"]:

@@ -15,7 +15,7 @@ from prisma_steps.models.sites import SiteKey
 from prisma_steps.schema import SITE_DIMS, label, site_key
 
 if TYPE_CHECKING:
-    from prisma_steps.models.hooked import HookedViT
+    from prisma_steps.models.structure import Structure
 
 _RESIDUAL = ("image", "token", "d_model")
 
@@ -30,7 +30,7 @@ class ActivationCache(Mapping[SiteKey, Tensor]):
 
     def __init__(
         self,
-        model: HookedViT,
+        model: Structure,
         values: Mapping[SiteKey, Tensor],
         shape: tuple[int, ...],
         images: xr.Coordinates | None = None,

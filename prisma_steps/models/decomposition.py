@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prisma_steps.models.sites import SiteError, SiteKey
 
 if TYPE_CHECKING:
-    from prisma_steps.models.hooked import HookedViT
+    from prisma_steps.models.structure import Structure
 
 
 class Decomposition:
@@ -23,7 +23,7 @@ class Decomposition:
     """
 
     def __init__(
-        self, model: HookedViT, values: Mapping[SiteKey, Tensor], token_kind: Sequence[str] | np.ndarray
+        self, model: Structure, values: Mapping[SiteKey, Tensor], token_kind: Sequence[str] | np.ndarray
     ) -> None:
         """Take apart ``values`` of a run of ``model`` on tokens of these kinds."""
         self._model = model

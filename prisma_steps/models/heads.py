@@ -86,7 +86,7 @@ class ZeroShotHead(nn.Module):
         return self.scale * F.normalize(image.to(self.text.dtype), dim=-1) @ self.text.T + self.bias
 
 
-def head_files(head: LinearProbe | ZeroShotHead) -> Mapping[str, Callable[[Path], None]]:
+def head_files(head: nn.Module) -> Mapping[str, Callable[[Path], None]]:
     """A writer for the file of a head. The same head gives the same bytes."""
     told: dict[str, Any] = {"kind": type(head).__name__}
     if isinstance(head, LinearProbe):

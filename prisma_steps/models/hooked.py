@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,37 +13,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from prisma_steps.data.pixels import raw_batch
-from prisma_steps.models.attention import watching
 from prisma_steps.models.cache import ActivationCache, along_image
-from prisma_steps.models.families import UnknownFamily, family_of, find, patches_of, sides
+from prisma_steps.models.families import find, sides
 from prisma_steps.models.fast_inference import ComputeDtype, for_inference
-from prisma_steps.models.ports import (
-    AS_IT_IS,
-    CONVOLVED,
-    ONE_TOKEN,
-    AddedPort,
-    InputPort,
-    OutputPort,
-    Port,
-    ResidMidPort,
-    ResultPort,
-    SlicePort,
-    frame_by_frame,
-    in_heads,
-)
-from prisma_steps.models.preprocessing import Preprocessing
 from prisma_steps.models.sites import (
-    ORDER,
     Hooks,
     SiteError,
     SiteKey,
     Tap,
     check_keys,
-    check_site,
     checked,
 )
-from prisma_steps.models.weights import Weights
-from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, site_key
+from prisma_steps.models.structure import Structure
+from prisma_steps.models.wiring import attached
 from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
@@ -56,9 +36,6 @@ NamedHooks: TypeAlias = Mapping[str, Tap] | Mapping[SiteKey, Tap] | Mapping[str 
 Pixels: TypeAlias = Tensor | xr.Dataset | xr.DataArray
 
 _NO_HOOKS: Hooks = {}
-
-#: Sites inside the attention function: their way in is the function, not a module.
-_IN_ATTENTION = ("attn_scores", "pattern")
 
 #: Sites without a layer that come after all blocks.
 _LATE = ("ln_final", "logits")
@@ -83,57 +60,12 @@ class _Given(nn.Module):
         return self._value
 
 
-class HookedViT:
+class HookedViT(Structure):
     """A frozen or trainable model of ``transformers`` or timm (or a ``ToyViT``) with hooks on every site.
 
     Nothing is left on the model after a call, also when it fails. Gradients flow through hooks. Sites are
     named as in ``schema.SITE_DIMS`` or as in TransformerLens; values have the dims that are given there.
-
-    Attributes:
-        model: the model itself.
-        head: makes logits of the model's output, where the model has no head of its own.
-        class_names: names of the classes, where they are known.
-        preprocessing: how the model's images are prepared; None: they are divided by 255.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        head: nn.Module | None = None,
-        class_names: Sequence[str] | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> None:
-        """Find the parts of ``model``.
-
-        Raises:
-            UnknownFamily: when no table says where they are.
-        """
-        self.model: Any = model
-        self.head = head
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.preprocessing = preprocessing
-        self.family = family_of(model)
-        self._trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
-        self._check_table()
-        self._parameters = inspect.signature(self.model.forward).parameters
-
-    def _check_table(self) -> None:
-        """Refuse a model that is not built as its table says.
-
-        Raises:
-            UnknownFamily: naming the entries of the table at which nothing lies.
-        """
-        table = self.family
-        lacking = [name for name in ("blocks", "embed") if find(self._trunk, getattr(table, name)) is None]
-        if "blocks" not in lacking:
-            parts = ["attention", "o", *(["qkv"] if table.block.qkv else "qkv")]
-            named = [name for name in parts if getattr(table.block, name)]
-            lacking += [f"block.{name}" for name in named if self.part(0, name) is None]
-        if lacking:
-            raise UnknownFamily(
-                f"{type(self.model).__name__} is not built as prisma_steps/models/families.py says: nothing "
-                f"lies at {', '.join(lacking)}. Correct the table for this version of the model"
-            )
 
     def for_inference(self, dtype: ComputeDtype = "float32") -> HookedViT:
         """The same model without gradients, computing in ``dtype`` as fast as the device allows.
@@ -142,193 +74,6 @@ class HookedViT:
         """
         fast = for_inference(self.model, dtype)
         return HookedViT(fast, self.head, self.class_names, self.preprocessing)
-
-    # --- what it is
-
-    @property
-    def config(self) -> Any:
-        """The configuration of the part that holds the blocks; a model without one stands for it."""
-        config = getattr(self.model, "config", self.model)
-        return getattr(config, "vision_config", config)
-
-    @cached_property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """The blocks."""
-        return tuple(find(self._trunk, self.family.blocks))
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def n_heads(self) -> int:
-        """Attention heads of a block."""
-        return find(self.config, self.family.n_heads)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return find(self.config, self.family.d_model)
-
-    @property
-    def d_head(self) -> int:
-        """Width of a head."""
-        output = self.part(0, "o")
-        return (self.d_model if output is None else output.in_features) // self.n_heads
-
-    @property
-    def d_mlp(self) -> int:
-        """Neurons of an MLP; 0 where there is none."""
-        last = self.part(0, "mlp_out")
-        return 0 if last is None else last.in_features
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes; 0 of a model without a head."""
-        return getattr(self.unembedding, "out_features", 0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.model.parameters()).dtype
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """[(frame,) channel, row, column] of images once they are prepared."""
-        configured = self.configured_shape
-        return configured if self.preprocessing is None else (*configured[:-2], *self.preprocessing.size)
-
-    @property
-    def configured_shape(self) -> tuple[int, ...]:
-        """[(frame,) channel, row, column] that the configuration asks for."""
-        config, family = self.config, self.family
-        still = (find(config, family.n_channels), *sides(find(config, family.image_size)))
-        frames = 1 if family.frames is None else family.frames(config)[0]
-        return (frames, *still) if self.is_video else still
-
-    @property
-    def input_name(self) -> str:
-        """The argument of the model's forward pass that takes the pixels: its first."""
-        return next(iter(self._parameters))
-
-    @property
-    def is_video(self) -> bool:
-        """Whether it takes clips, [image, frame, channel, row, column]."""
-        frames = self.family.frames
-        return frames is not None and frames(self.config)[0] > 1
-
-    def part(self, layer: int, name: str) -> Any:
-        """A part of a block by its name in ``families.BlockTable``; None where the block has none."""
-        found = find(self.blocks[layer], getattr(self.family.block, name))
-        return None if isinstance(found, nn.Identity) else found
-
-    @cached_property
-    def _final_norm(self) -> tuple[nn.Module | None, str]:
-        """The final norm, and what it is applied to."""
-        if self.family.head_skips_norm and find(self.model, self.family.head) is not None:
-            return None, "all"
-        for path, scope in self.family.ln_final.items():
-            found = find(self._trunk, path) or find(self.model, path)
-            if found is not None and not isinstance(found, nn.Identity):
-                return found, scope
-        return None, "all"
-
-    @property
-    def final_norm(self) -> nn.Module | None:
-        """The final norm."""
-        return self._final_norm[0]
-
-    @property
-    def norm_scope(self) -> str:
-        """What the final norm is of: ``all`` tokens, ``cls``, or one ``pooled``, the mean of the patches."""
-        return self._final_norm[1]
-
-    @property
-    def unembedding(self) -> nn.Module | None:
-        """The matrix that makes logits of features, where the model has one."""
-        found = self.head if self.head is not None else find(self.model, self.family.head)
-        return None if isinstance(found, nn.Identity) else found  # a classifier of no classes
-
-    @property
-    def weights(self) -> Weights:
-        """The matrices and biases, named and turned as in TransformerLens."""
-        return Weights(self)
-
-    @property
-    def sites(self) -> dict[str, bool]:
-        """The sites that the model has, and whether each exists once a layer."""
-        absent = set(self.family.missing)
-        needs = {
-            "ln1": {"ln1_out"},
-            "ln2": {"ln2_out"},
-            "mlp_out": {"ln2_out", "mlp_pre", "mlp_post", "mlp_out"},
-        }
-        for part, sites in needs.items():
-            absent |= sites if self.part(0, part) is None else set()
-        absent |= {"ln_final"} if self.final_norm is None else set()
-        absent |= {"logits"} if self.unembedding is None else set()
-        return {site: site not in SITES_WITHOUT_LAYER for site in SITE_DIMS if site not in absent}
-
-    def site_keys(self, sites: Sequence[str], layers: Sequence[int] | None = None) -> list[SiteKey]:
-        """The key of every site in every one of ``layers`` (None = all), or its one key where it exists once.
-
-        Raises:
-            SiteError: for a site or layer that the model does not have.
-        """
-        known, every = self.sites, range(self.n_layers) if layers is None else layers
-        keys: list[SiteKey] = []
-        for name in sites:
-            site, layer = site_key(name)
-            check_site(site, known, self.family.missing.get(site, ""))
-            wanted = [layer] if layer is not None else every if known[site] else [None]
-            keys += [(site, at) for at in wanted]
-        check_keys(keys, known, self.n_layers)
-        return keys
-
-    def token_coords(self, shape: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Kind and place of every token; tokens that are no patches are at −1.
-
-        Args:
-            shape: [(frame,) channel, row, column] of the input; ``input_shape`` if None.
-        """
-        prefix = self.family.prefix(self.config)
-        grid = patches_of(self.config, self.family, tuple(shape or self.input_shape))
-        places = np.indices(grid)
-        if not self.family.frames_first:
-            places = np.moveaxis(places, 1, -1)
-        frame, row, column = places.reshape(3, -1)
-        before = np.full(len(prefix), -1)
-        coords = {
-            "token_kind": np.array([*prefix, *["patch"] * row.size]),
-            "patch_row": np.concatenate([before, row]),
-            "patch_col": np.concatenate([before, column]),
-        }
-        return coords | ({"patch_frame": np.concatenate([before, frame])} if self.is_video else {})
-
-    def kept_at(self, site: str, tokens: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """Which tokens of the sequence a site has; None where it has one token that is made of several."""
-        kinds = tokens["token_kind"]
-        if site == "embed":
-            return np.flatnonzero(kinds == "patch")
-        scope = self.norm_scope if site == "ln_final" else "all"
-        if scope == "pooled":
-            return None
-        return np.flatnonzero(kinds == "cls") if scope == "cls" else np.arange(len(kinds))
-
-    def layer_scale(self, layer: int, which: str) -> Tensor | float:
-        """What the output of attention (``attn``) or MLP (``mlp``) is multiplied by before it is added."""
-        module, scale = (self.part(layer, f"{which}_{end}") for end in ("write", "scale"))
-        if isinstance(scale, Tensor | float):
-            return scale
-        return getattr(module, "lambda1", getattr(module, "gamma", 1.0))
-
-    # --- running it
 
     def preprocess(self, raw: UInt8[Tensor, "image *frame channel row column"]) -> Tensor:
         """Pixels as they are stored, 0 to 255, as the model takes them: where and of what its weights are.
@@ -483,7 +228,7 @@ class HookedViT:
     @contextmanager
     def hooks(self, hooks: NamedHooks) -> Iterator[HookedViT]:
         """Keep hooks on the model while the context lasts; calls of the model itself see them too."""
-        with self._attached(self.named(hooks)):
+        with attached(self, self.named(hooks)):
             yield self
 
     def named(self, hooks: NamedHooks) -> dict[SiteKey, Tap]:
@@ -506,7 +251,7 @@ class HookedViT:
     def _run(self, pixels: Tensor, hooks: Hooks, until: Collection[SiteKey] | None = None) -> Any:
         inputs = self._inputs(pixels)
         output_tap = hooks.get(("logits", None))
-        with self._attached({key: tap for key, tap in hooks.items() if key[0] != "logits"}):
+        with attached(self, {key: tap for key, tap in hooks.items() if key[0] != "logits"}):
             try:
                 with self._stopping(until):
                     output = self.output_of(self.model(**inputs))
@@ -531,10 +276,10 @@ class HookedViT:
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         self._check_input(pixels)
         inputs = {self.input_name: pixels, **self.family.inputs}
-        accepted = {name: value for name, value in inputs.items() if name in self._parameters}
+        accepted = {name: value for name, value in inputs.items() if name in self.parameters}
         if (
             tuple(pixels.shape[-2:]) != self.configured_shape[-2:]
-            and "interpolate_pos_encoding" in self._parameters
+            and "interpolate_pos_encoding" in self.parameters
         ):
             accepted["interpolate_pos_encoding"] = True
         return accepted
@@ -549,7 +294,7 @@ class HookedViT:
         if found == expected:
             return
         dims = "(frame, channel, row, column)" if self.is_video else "(channel, row, column)"
-        stretches = self.family.any_size(self.config) or "interpolate_pos_encoding" in self._parameters
+        stretches = self.family.any_size(self.config) or "interpolate_pos_encoding" in self.parameters
         if len(found) != len(expected) or found[:-2] != expected[:-2] or not stretches:
             kind = "clips" if self.is_video else "images"
             raise InputError(
@@ -559,67 +304,6 @@ class HookedViT:
         patch = sides(find(self.config, self.family.patch_size))
         if any(side % size for side, size in zip(found[-2:], patch, strict=True)):
             raise InputError(f"images of {found[-2]} × {found[-1]} pixels are no whole patches of {patch}")
-
-    @contextmanager
-    def _attached(self, hooks: Hooks) -> Iterator[None]:
-        in_order = sorted(hooks, key=lambda key: (-1 if key[1] is None else key[1], ORDER[key[0]]))
-        in_attention: dict[nn.Module, dict[str, Tap]] = {}
-        with ExitStack() as stack:
-            for site, layer in in_order:
-                tap = checked(hooks[site, layer], (site, layer))
-                if layer is not None and site in _IN_ATTENTION:
-                    in_attention.setdefault(self.part(layer, "attention"), {})[site] = tap
-                    continue
-                for handle in self._port(site, layer).attach(tap):
-                    stack.callback(handle.remove)
-            if in_attention:
-                stack.enter_context(watching(in_attention))
-            yield
-
-    def _port(self, site: str, layer: int | None) -> Port:
-        if layer is None:
-            return self._outer_port(site)
-        block, part, heads = self.blocks[layer], lambda name: self.part(layer, name), in_heads(self.n_heads)
-        before_mlp = find(block, self.family.block.ln2)
-        if site in ("q", "k", "v"):
-            fused = part("qkv")
-            return (
-                OutputPort(part(site), heads)
-                if fused is None
-                else SlicePort(fused, "qkv".index(site), self.n_heads)
-            )
-        simple: dict[str, Callable[[], Port]] = {
-            "resid_pre": lambda: InputPort(block),
-            "ln1_out": lambda: OutputPort(part("ln1")),
-            "z": lambda: InputPort(part("o"), heads),
-            "result": lambda: ResultPort(part("o"), self.n_heads),
-            "attn_out": lambda: self._added(layer, "attn", () if before_mlp is None else (before_mlp,)),
-            "resid_mid": lambda: OutputPort(block) if before_mlp is None else ResidMidPort(before_mlp, block),
-            "ln2_out": lambda: OutputPort(part("ln2")),
-            "mlp_pre": lambda: OutputPort(part("mlp_gate") or part("mlp_in")),
-            "mlp_post": lambda: InputPort(part("mlp_out")),
-            "mlp_out": lambda: self._added(layer, "mlp", ()),
-            "resid_post": lambda: OutputPort(block),
-        }
-        return simple[site]()
-
-    def _added(self, layer: int, which: str, readers: tuple[nn.Module, ...]) -> Port:
-        """What attention or MLP adds to the stream."""
-        block = self.blocks[layer]
-        module = find(block, getattr(self.family.block, f"{which}_write"))
-        scale = self.part(layer, f"{which}_scale")
-        return AddedPort(module, scale, readers, block) if isinstance(scale, Tensor) else OutputPort(module)
-
-    def _outer_port(self, site: str) -> Port:
-        if site == "embed":
-            frames = None if self.family.frames_first else self.input_shape[0]
-            layout = CONVOLVED if frames is None else frame_by_frame(frames)
-            return OutputPort(find(self._trunk, self.family.embed), layout)
-        if site == "full_embed":
-            return InputPort(self.blocks[0])
-        norm, scope = self._final_norm
-        assert site == "ln_final" and norm is not None, site
-        return OutputPort(norm, AS_IT_IS if scope == "all" else ONE_TOKEN)
 
     @contextmanager
     def _stopping(self, until: Collection[SiteKey] | None) -> Iterator[None]:
@@ -643,7 +327,7 @@ class HookedViT:
     def _starting_at(self, layer: int, resid_pre: Tensor) -> Iterator[None]:
         """Leave out the blocks before ``layer``; the one that follows is given ``resid_pre``."""
         *path, name = self.family.blocks.split(".")
-        parent = find(self._trunk, ".".join(path)) if path else self._trunk
+        parent = find(self.trunk, ".".join(path)) if path else self.trunk
         blocks = getattr(parent, name)
         given = _Given(resid_pre, self.family.blocks_return_tuples)
         setattr(parent, name, nn.Sequential(given, *blocks[layer:]))

@@ -18,13 +18,12 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from prisma_steps.models.heads import load_head
 from prisma_steps.models.hooked import HookedViT
-from prisma_steps.models.preprocessing import load_preprocessing
+from prisma_steps.models.preprocessing import PREPROCESSOR, load_preprocessing
 from prisma_steps.models.toy_vit import ToyViT
 from prisma_steps.step import Artifact, StepError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-PREPROCESSOR = "preprocessor_config.json"  # how images are made pixel values, where a model says it
 
 #: Model classes that hold more than a vision model, and the class that holds its vision model alone.
 _VISION_PART = {

@@ -26,6 +26,7 @@ from transformers.utils.constants import (
 
 from prisma_steps.step import StepError
 
+#: How images are made pixel values, where a model says it.
 PREPROCESSOR = "preprocessor_config.json"
 
 #: Where ``save_pretrained`` writes how images are prepared, and under which word in the file.
@@ -49,7 +50,7 @@ _IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_
 
 #: Defaults of the processors that exist for torchvision alone, or that take clips and no frames.
 _WITHOUT_PILLOW: Mapping[str, Mapping[str, Any]] = {
-    # Resizes before it rounds, here Pillow rounds: at most half a grey level.
+    # Resizes before it rounds, here Pillow rounds: about one grey level at most.
     "DINOv3ViTImageProcessor": {
         **_IMAGENET,
         "resample": _BILINEAR,

@@ -20,7 +20,7 @@ from prisma_steps.models.factored import FactoredMatrix
 from prisma_steps.schema import WEIGHT_DIMS, label
 
 if TYPE_CHECKING:
-    from prisma_steps.models.hooked import HookedViT
+    from prisma_steps.models.structure import Structure
 
 #: The part of a block (``families.BlockTable``) that holds a weight, by what follows ``W_`` or ``b_``.
 _PARTS = {"Q": "q", "K": "k", "V": "v", "O": "o", "gate": "mlp_gate", "in": "mlp_in", "out": "mlp_out"}
@@ -44,7 +44,7 @@ class Weights:
     layers as labelled data, a copy. A bias that the model does not have (the keys of BEiT) is zeros.
     """
 
-    def __init__(self, model: HookedViT) -> None:
+    def __init__(self, model: Structure) -> None:
         """Look at the weights of ``model`` as they are when they are asked for."""
         self._model = model
 

@@ -203,10 +203,10 @@ def _tokens(vit: HookedViT, params: Params) -> np.ndarray:
 
 def _carried(vit: HookedViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:
     """What is known of every image, token and class."""
-    along_image = {
-        name: ("image", coord.values) for name, coord in images.coords.items() if coord.dims == ("image",)
-    }
-    carried: dict[str, Any] = {str(name): value for name, value in along_image.items() if name != "image"}
+    from prisma_steps.models.cache import along_image
+
+    known = along_image(images).items()
+    carried: dict[str, Any] = {str(name): ("image", coord.values) for name, coord in known if name != "image"}
     if "token" in used:
         carried.update((name, ("token", values[tokens])) for name, values in vit.token_coords().items())
     elif "key_token" in used:

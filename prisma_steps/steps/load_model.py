@@ -13,7 +13,7 @@ from prisma_steps.step import Field, HubRevision, Job, Output, OutsideFolder, St
 if TYPE_CHECKING:
     import xarray as xr
 
-    from prisma_steps.models.heads import LinearProbe, ZeroShotHead
+    from prisma_steps.models.heads import ZeroShotHead
     from prisma_steps.models.hooked import HookedViT
 
 
@@ -80,17 +80,16 @@ def load_model(params: Params, job: Job) -> Output:
         StepError: when there is no model, none with safetensors, or none that is known; and when the classes
             named are not as many as the model has.
     """
-    from prisma_steps.models.heads import head_files, load_head
+    from prisma_steps.models.heads import head_files
     from prisma_steps.models.loading import model_files, open_folder
     from prisma_steps.models.preprocessing import preprocessing_files
 
     folder, source = _source(params)
     vit = open_folder(folder, job.device)
-    head = _zero_shot(folder, params, job) or load_head(folder)
+    vit.head = _zero_shot(folder, params, job) or vit.head
     files = dict(model_files(vit.model))
-    if head is not None:
-        vit.head = head
-        files |= head_files(head)
+    if vit.head is not None:
+        files |= head_files(vit.head)
     if vit.preprocessing is not None:
         files |= preprocessing_files(vit.preprocessing)
     return Output(label(_described(vit, params.class_names, source)), files)
@@ -108,7 +107,7 @@ def _source(params: Params) -> tuple[Path, dict[str, str]]:
     return folder, {"name": params.name, "commit": commit}
 
 
-def _zero_shot(folder: Path, params: Params, job: Job) -> ZeroShotHead | LinearProbe | None:
+def _zero_shot(folder: Path, params: Params, job: Job) -> ZeroShotHead | None:
     from prisma_steps.models.zero_shot import zero_shot_head
 
     if params.templates is None or params.class_names is None:

@@ -13,8 +13,9 @@ from prisma_steps import schema
 from prisma_steps.data import outside_pixels
 from prisma_steps.data.files import pixel_hash
 from prisma_steps.data.image_folder import ImageFile
-from prisma_steps.data.pixels import pixel_batch, raw_batch
+from prisma_steps.data.pixels import raw_batch
 from prisma_steps.step import StepError
+from tests.artifacts import scaled
 
 COUNT, SIZE = 12, 5
 
@@ -76,7 +77,7 @@ def test_batches_are_those_of_stored_pixels(both, where, read):
     stored, lazy = both
     assert (raw_batch(lazy, where) == raw_batch(stored, where)).all()
     assert len(read) == len(np.arange(COUNT)[where])
-    assert (pixel_batch(lazy.transpose("row", ...), where) == pixel_batch(stored, where)).all()
+    assert (scaled(lazy.transpose("row", ...), where) == scaled(stored, where)).all()
 
 
 def test_selection_by_id_and_other_orders_of_dims_work(both):

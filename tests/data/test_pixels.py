@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from prisma_steps.data.pixels import labels, pixel_batch, raw_batch
+from prisma_steps.data.pixels import labels, raw_batch
 from prisma_steps.step import StepError
 
 
@@ -18,23 +18,22 @@ def images() -> xr.Dataset:
 
 
 @pytest.mark.parametrize("where", [slice(1, 3), [4, 0], range(5), np.array([2])])
-def test_pixels_are_fractions_of_255(images, where):
-    batch = pixel_batch(images, where)
-    assert batch.dtype == torch.float32
+def test_the_pixels_of_some_images_are_read(images, where):
+    batch = raw_batch(images, where)
+    assert batch.dtype == torch.uint8
     expected = images["pixels"].values[where if isinstance(where, slice) else list(where)]
-    np.testing.assert_array_equal((batch * 255).round().numpy(), expected)
-    assert batch.max() <= 1
+    np.testing.assert_array_equal(batch.numpy(), expected)
 
 
 def test_stored_order_of_dims_does_not_matter(images):
     assert torch.equal(
-        pixel_batch(images.transpose("column", "image", "row", "channel"), [3]), pixel_batch(images, [3])
+        raw_batch(images.transpose("column", "image", "row", "channel"), [3]), raw_batch(images, [3])
     )
 
 
 def test_a_batch_is_a_copy(images):
     before = images["pixels"].values.copy()
-    pixel_batch(images, slice(None)).zero_()
+    raw_batch(images, slice(None)).zero_()
     np.testing.assert_array_equal(images["pixels"].values, before)
 
 
@@ -49,7 +48,7 @@ def test_clips_keep_their_frames():
     clips = xr.Dataset({"pixels": (("image", "frame", "channel", "row", "column"), pixels)})
     for stored in (clips, clips.transpose("channel", "frame", "column", "image", "row")):
         np.testing.assert_array_equal(raw_batch(stored, slice(1, 3)).numpy(), pixels[1:3])
-        assert torch.equal(pixel_batch(stored, [4]), torch.from_numpy(pixels[[4]]).float() / 255)
+        assert torch.equal(raw_batch(stored, [4]), torch.from_numpy(pixels[[4]]))
 
 
 def test_labels(images):

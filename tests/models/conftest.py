@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prisma_steps.models.hooked import HookedViT
+from tests.models.families import MAKERS, make
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
@@ -12,3 +15,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=MAKERS, scope="module")
+def model(request) -> HookedViT:
+    """A model of every family in turn, in float64 and without gradients."""
+    model = make(request.param, torch.float64)
+    model.model.requires_grad_(False)
+    return model

@@ -20,7 +20,7 @@ _IMAGE: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 2}
 _STILL: dict[str, Any] = {**_SIZES, **_MLP, **_IMAGE, "num_labels": 5}
 _DINO: dict[str, Any] = {**_SIZES, **_RATIO, **_IMAGE, "num_labels": 5}
 _CLIP: dict[str, Any] = {**_SIZES, **_MLP, **_IMAGE}
-_TOY: dict[str, Any] = {
+TOY: dict[str, Any] = {
     "n_layers": 2,
     "d_model": 12,
     "n_heads": 3,
@@ -58,7 +58,7 @@ _VJEPA: dict[str, Any] = {
 
 
 def _toy(**changes: Any) -> Callable[[], Any]:
-    return lambda: ToyViT(ToyViTConfig(**{**_TOY, **changes}))
+    return lambda: ToyViT(ToyViTConfig(**{**TOY, **changes}))
 
 
 def _timm(**changes: Any) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ from prisma_steps.models.cache import ActivationCache
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.sites import SiteError
 from prisma_steps.schema import MEANINGS, SITE_DIMS
-from tests.models.families import MAKERS, make, pixels_for
+from tests.models.families import make, pixels_for
 
 #: Sums of a few dozen float64 terms of size 1 to 10, in another order.
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -21,13 +21,6 @@ RESIDUAL = ("image", "token", "d_model")
 
 def close(found, expected):
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), **EXACT)
-
-
-@pytest.fixture(params=MAKERS, scope="module")
-def model(request) -> HookedViT:
-    model = make(request.param, torch.float64)
-    model.model.requires_grad_(False)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-import xarray as xr
 
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.step import Artifact, StepError
+from tests.artifacts import saved
 
 CONFIG = ToyViTConfig(
     n_layers=2, d_model=8, n_heads=2, d_mlp=16, patch_size=4, image_size=8, n_channels=1, n_classes=3
@@ -22,9 +22,7 @@ def model() -> ToyViT:
 
 @pytest.fixture
 def artifact(model, tmp_path) -> Artifact:
-    for name, write in model_files(model).items():
-        write(tmp_path / name)
-    return Artifact(xr.Dataset(), tmp_path)
+    return saved(model, tmp_path)
 
 
 def test_a_saved_model_is_loaded_to_the_bit(model, artifact):

@@ -13,18 +13,8 @@ from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.sites import SiteError
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.schema import SITE_DIMS
-from tests.models.families import make, pixels_for
+from tests.models.families import TOY, make, pixels_for
 
-SMALL: dict[str, Any] = {
-    "n_layers": 2,
-    "d_model": 12,
-    "n_heads": 3,
-    "d_mlp": 20,
-    "patch_size": 4,
-    "image_size": 8,
-    "n_channels": 2,
-    "n_classes": 5,
-}
 HF: dict[str, Any] = {
     "hidden_size": 12,
     "num_hidden_layers": 2,
@@ -47,9 +37,7 @@ def close(found, expected):
 
 def seeded(**changes: Any) -> ToyViT:
     """A model in float64 of which no weight is zero."""
-    model = ToyViT.initialised(
-        ToyViTConfig(**{**SMALL, **changes}), torch.Generator().manual_seed(0)
-    ).double()
+    model = ToyViT.initialised(ToyViTConfig(**{**TOY, **changes}), torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -115,7 +103,7 @@ def _our_name(name: str) -> str:
     ],
 )
 def test_sites_of_parts_left_out_do_not_exist(changes, missing):
-    model = HookedViT(ToyViT(ToyViTConfig(**SMALL, **changes)))
+    model = HookedViT(ToyViT(ToyViTConfig(**TOY, **changes)))
     assert set(SITE_DIMS) - set(model.sites) == missing
     for site in missing:
         with pytest.raises(SiteError, match=f"no site '{site}'.*Its sites: embed, full_embed, resid_pre"):
@@ -165,7 +153,7 @@ def test_patches_are_numbered_frame_by_frame_and_row_by_row_after_cls():
 def test_weights_are_drawn_from_the_generator_alone():
     state = torch.get_rng_state()
     first, second, other = (
-        ToyViT.initialised(ToyViTConfig(**SMALL), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        ToyViT.initialised(ToyViTConfig(**TOY), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -200,7 +188,7 @@ def test_it_is_saved_and_opened_as_transformers_does(tmp_path):
 )
 def test_sizes_that_do_not_divide_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        ToyViTConfig(**{**SMALL, **changes})
+        ToyViTConfig(**{**TOY, **changes})
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (3, 2, 8, 7), (3, 2, 16, 16)])

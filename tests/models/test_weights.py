@@ -23,13 +23,6 @@ def close(found, expected):
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), **EXACT)
 
 
-@pytest.fixture(params=MAKERS, scope="module")
-def model(request) -> HookedViT:
-    model = make(request.param, torch.float64)
-    model.model.requires_grad_(False)
-    return model
-
-
 @pytest.fixture(scope="module")
 def run(model):
     """Arrays of every site of every layer, and of every weight: no torch, no labels."""

@@ -5,13 +5,13 @@ import pytest
 import torch
 import xarray as xr
 
-from prisma_steps.models.loading import model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.schema import Quality, check
 from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps.evaluate_sae import Params, evaluate_sae
 from prisma_steps.steps.train_sae import Params as TrainParams
 from prisma_steps.steps.train_sae import train_sae
+from tests.artifacts import saved
 
 N_IMAGES = 12
 CONFIG = ToyViTConfig(
@@ -23,9 +23,7 @@ CONFIG = ToyViTConfig(
 def model(tmp_path_factory) -> Artifact:
     folder = tmp_path_factory.mktemp("model")
     vit = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
-    for name, write in model_files(vit).items():
-        write(folder / name)
-    return Artifact(xr.Dataset(), folder)
+    return saved(vit, folder)
 
 
 @pytest.fixture(scope="module")

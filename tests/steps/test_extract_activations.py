@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,14 @@ from pydantic import ValidationError
 
 from prisma_steps import datasets, schema
 from prisma_steps.axes import Axis
-from prisma_steps.data.pixels import pixel_batch
-from prisma_steps.models.loading import load_model, model_files
+from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps import extract_activations as module
 from prisma_steps.steps.extract_activations import Params, extract_activations
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
+from tests.artifacts import saved, scaled
 from tests.models.families import make
 
 CONFIG = ToyViTConfig(
@@ -32,15 +30,9 @@ def images() -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Artifact:
-    return save(
+    return saved(
         ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0)), tmp_path_factory.mktemp("model")
     )
-
-
-def save(model: ToyViT, folder: Path) -> Artifact:
-    for name, write in model_files(model).items():
-        write(folder / name)
-    return Artifact(xr.Dataset(), folder)
 
 
 def extract(model: Artifact, images: xr.Dataset, **params) -> xr.Dataset:
@@ -49,7 +41,7 @@ def extract(model: Artifact, images: xr.Dataset, **params) -> xr.Dataset:
 
 def in_order(model: Artifact, images: xr.Dataset, site: str, layers=None) -> np.ndarray:
     """The activations of all images at once, [image, layer, ...]."""
-    _, cache = load_model(model).run_with_cache(pixel_batch(images, slice(None)), [site], layers)
+    _, cache = load_model(model).run_with_cache(scaled(images), [site], layers)
     if (site, None) in cache:
         return cache[site, None].numpy()
     return torch.stack([cache[site, layer] for layer in layers or range(3)], 1).numpy()
@@ -119,7 +111,7 @@ def test_sites_without_the_tokens_asked_for_are_refused(name, params, message, t
     pixels = np.zeros((2, *model.input_shape), np.uint8)
     images = xr.Dataset({"pixels": (("image", "channel", "row", "column"), pixels)}, {"image": ["a", "b"]})
     with pytest.raises(StepError, match=f"extract_activations: .*{message}"):
-        extract(save(model.model, tmp_path), images, **params)
+        extract(saved(model.model, tmp_path), images, **params)
 
 
 def test_batch_size_changes_nothing_and_stays_out_of_the_key(model, images):
@@ -187,7 +179,7 @@ def test_values_that_cannot_be_stored_name_image_and_site(images, tmp_path, valu
     broken = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
     broken.blocks[0].mlp.fc2.bias.data[3] = value
     with pytest.raises(StepError, match=f"image '{images['image'].values[0]}': {message}"):
-        extract(save(broken, tmp_path), images, sites=["resid_pre"], **params)
+        extract(saved(broken, tmp_path), images, sites=["resid_pre"], **params)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +196,7 @@ def test_layers_that_are_not_there_are_refused(model, images, params, message):
 
 def test_sites_that_the_model_lacks_are_refused(images, tmp_path):
     config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "attention_only": True})
-    bare = save(ToyViT.initialised(config, torch.Generator().manual_seed(0)), tmp_path)
+    bare = saved(ToyViT.initialised(config, torch.Generator().manual_seed(0)), tmp_path)
     with pytest.raises(StepError, match="no site 'mlp_out'.*Its sites: embed"):
         extract(bare, images, sites=["mlp_out"])
 

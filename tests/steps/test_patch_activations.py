@@ -8,12 +8,12 @@ import torch
 import xarray as xr
 
 from prisma_steps import schema
-from prisma_steps.data.pixels import pixel_batch
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.seeding import torch_generator
 from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps.patch_activations import Params, patch_activations
+from tests.artifacts import saved, scaled
 
 CLASS_NAMES = ["square", "ellipse", "heart"]
 CONFIG = ToyViTConfig(
@@ -25,9 +25,7 @@ ANY = {"only_correct": False, "n_pairs": 4}
 @pytest.fixture
 def model(tmp_path: Path) -> Artifact:
     vit = ToyViT.initialised(CONFIG, torch_generator(0, "weights"))
-    for name, write in model_files(vit).items():
-        write(tmp_path / name)
-    return Artifact(xr.Dataset(coords={"class_name": ("class", CLASS_NAMES)}), tmp_path)
+    return saved(vit, tmp_path, xr.Dataset(coords={"class_name": ("class", CLASS_NAMES)}))
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_a_cell_is_the_hooked_run_that_its_labels_tell(
     sides = {
         side: by_id(images, cell[f"{side}_image"].expand_dims("image")) for side in ("clean", "corrupted")
     }
-    pixels = {side: pixel_batch(chosen, slice(None)) for side, chosen in sides.items()}
+    pixels = {side: scaled(chosen) for side, chosen in sides.items()}
     source, target = ("clean", "corrupted") if direction == "denoising" else ("corrupted", "clean")
     _, cache = vit.run_with_cache(pixels[source], ["resid_pre"])
 
@@ -131,7 +129,7 @@ def test_twins_need_factors(model: Artifact, images: xr.Dataset) -> None:
 
 
 def test_only_images_classified_correctly_are_used(model: Artifact, images: xr.Dataset) -> None:
-    pixels = pixel_batch(images, slice(None))
+    pixels = scaled(images)
     vit = load_model(model)
     vit.model.head.bias -= vit(pixels).mean(0)  # else the untrained model gives all images one class
     model_files(vit.model)["model.safetensors"](model.folder / "model.safetensors")

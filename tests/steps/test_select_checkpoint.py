@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import xarray as xr
@@ -11,12 +9,13 @@ from torch.nn import functional as F
 
 from prisma_steps import schema
 from prisma_steps.models.loading import load_model
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.select_checkpoint import Params, select_checkpoint
 from prisma_steps.steps.train_vit import Params as VitParams
 from prisma_steps.steps.train_vit import _split, train_vit
+from tests.artifacts import left
 
 SETTINGS = VitParams(
     n_layers=1,
@@ -29,13 +28,6 @@ SETTINGS = VitParams(
     warmup=3,
     checkpoint_steps=[0, 4, 10],
 )
-
-
-def left(output: Output, folder: Path) -> Artifact:
-    folder.mkdir()
-    for name, write in output.files.items():
-        write(folder / name)
-    return Artifact(output.data, folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +14,15 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from prisma_steps import schema
-from prisma_steps.data.pixels import pixel_batch
 from prisma_steps.data.splits import split
 from prisma_steps.models import probe as kernel
 from prisma_steps.models.hooked import HookedViT
-from prisma_steps.models.loading import load_model, model_files
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.models.loading import load_model
+from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.train_probe import Params, train_probe
+from tests.artifacts import left, saved, scaled
 from tests.models.families import make
 
 CLASSES = ("dark", "middling", "bright")
@@ -54,23 +53,9 @@ def images_for(model: HookedViT, count: int = 60) -> xr.Dataset:
     )
 
 
-def artifact_of(model: HookedViT, folder: Path) -> Artifact:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, write in model_files(model.model).items():
-        write(folder / name)
-    return Artifact(xr.Dataset(), folder)
-
-
-def left(output: Output, folder: Path) -> Artifact:
-    folder.mkdir()
-    for name, write in output.files.items():
-        write(folder / name)
-    return Artifact(output.data, folder)
-
-
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> Artifact:
-    return artifact_of(make("vit bare"), tmp_path_factory.mktemp("vit"))
+    return saved(make("vit bare").model, tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +76,11 @@ def by_hand(hidden: torch.Tensor, features: str, n_prefix: int) -> torch.Tensor:
 def test_logits_are_the_probe_of_the_features(name, tmp_path):
     bare, (n_prefix, features) = make(name), BARE[name]
     images = images_for(bare)
-    output = train_probe(artifact_of(bare, tmp_path / "in"), images, Params(batch_size=7), Job())
+    output = train_probe(saved(bare.model, tmp_path / "in"), images, Params(batch_size=7), Job())
     schema.check(output.data, schema.Model)
     model = load_model(left(output, tmp_path / "out"))
     assert output.data.attrs["features"] == features and model.class_names == CLASSES
-    pixels = pixel_batch(images, slice(None))
+    pixels = scaled(images)
     with torch.no_grad():
         hidden = bare.model(pixels).last_hidden_state
         logits = model(pixels)
@@ -107,7 +92,7 @@ def test_logits_are_the_probe_of_the_features(name, tmp_path):
 def test_recorded_numbers_are_those_of_the_model_that_is_left(vit, images, features, tmp_path):
     output = train_probe(vit, images, Params(features=features, test_fraction=0.3, seed=5), Job())
     with torch.no_grad():
-        logits = load_model(left(output, tmp_path / "out"))(pixel_batch(images, slice(None)))
+        logits = load_model(left(output, tmp_path / "out"))(scaled(images))
     classes = torch.from_numpy(images["label"].values)
     for side, where in zip(("train", "test"), split(60, 0.3, 5), strict=True):
         right = (logits[where].argmax(1) == classes[where]).double().mean().item()
@@ -123,7 +108,7 @@ def test_the_loss_along_step_is_the_objective_that_ends_at_the_optimum(vit, imag
     model = load_model(left(output, tmp_path / "out"))
     train, _ = split(60, 0.1, 0)
     with torch.no_grad():
-        hidden = model.model(pixel_batch(images, train.numpy())).last_hidden_state
+        hidden = model.model(scaled(images, train.numpy())).last_hidden_state
     deviation = by_hand(hidden, "cls_mean_patch", 1).double().std(0, correction=0)
     penalty = 0.05 * (model.head.weight.double() * deviation).square().sum().item()
     loss = output.data["loss"].values
@@ -136,7 +121,7 @@ def test_the_model_stays_the_same_and_keeps_its_preprocessor(tmp_path):
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 20}
     colour = HookedViT(ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4)).eval())
     images = images_for(colour)
-    artifact_of(colour, tmp_path / "in")
+    saved(colour.model, tmp_path / "in")
     settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
     (tmp_path / "in" / "preprocessor_config.json").write_text(json.dumps(settings))
     (tmp_path / "in" / "checkpoint-3.safetensors").write_text("of another moment")
@@ -206,9 +191,9 @@ def test_what_cannot_be_probed_is_explained(vit, images, tmp_path):
 
     siglip = make("siglip bare")
     with pytest.raises(StepError, match="features is 'cls', but the model has no CLS token.*'mean_patch'"):
-        run(artifact_of(siglip, tmp_path / "siglip"), images_for(siglip), features="cls")
+        run(saved(siglip.model, tmp_path / "siglip"), images_for(siglip), features="cls")
     with pytest.raises(StepError, match="the model has a head already"):
-        run(artifact_of(make("vit"), tmp_path / "headed"))
+        run(saved(make("vit").model, tmp_path / "headed"))
     with pytest.raises(StepError, match="the images have no classes"):
         run(images=images.drop_vars(["label", "class_name"]))
     with pytest.raises(StepError, match=r"1 of 3 classes have no training image \(bright\)"):
