@@ -7,7 +7,7 @@ leave. It is therefore left out of code digests (see ``fingerprint.py``), and a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,7 @@ DIMS: Mapping[str, str] = {
     "d_model": "a coordinate of the residual stream",
     "d_head": "a coordinate inside a head",
     "d_mlp": "a neuron of an MLP",
+    "d_target": "a coordinate of what a transcoder writes",
     "component": "a summand of the residual stream: embed, attn_<layer> or mlp_<layer>",
     "latent": "a latent of a dictionary",
     "class": "a class",
@@ -209,7 +210,14 @@ MEANINGS: Mapping[str, Meaning] = {
     "W_dec": Meaning("decoder weight", "1"),
     "b_enc": Meaning("encoder bias", "1"),
     "b_dec": Meaning("decoder bias", "1"),
+    "b_gate": Meaning("bias of the gates", "1"),
+    "b_mag": Meaning("bias of the magnitudes", "1"),
+    "r_mag": Meaning("log of the magnitudes' factor on the encoder", "1"),
+    "log_threshold": Meaning("log of the threshold above which a latent fires", "1"),
+    "threshold": Meaning("threshold above which a latent fires", "1"),
+    "W_skip": Meaning("linear skip weight", "1"),
     "norm_factor": Meaning("factor that brings E‖x‖ to √d_model", "1"),
+    "target_norm_factor": Meaning("factor that brings the target's E‖y‖ to the root of its width", "1"),
     # quality of a dictionary
     "l0": Meaning("L0", "latent/token"),
     "mse": Meaning("MSE", "1"),
@@ -260,7 +268,7 @@ class Kind:
     dims: frozenset[str]
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
-    otherwise: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    otherwise: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
 
     def __hash__(self) -> int:
         """Kinds are told apart by their names."""
@@ -271,7 +279,7 @@ Images = Kind(
     "images",
     frozenset({"image", *IMAGE_DIMS, "class"}),
     required={"pixels": ("image", *IMAGE_DIMS[1:])},
-    otherwise={"pixels": ("image", *IMAGE_DIMS)},  # clips
+    otherwise={"pixels": [("image", *IMAGE_DIMS)]},  # clips
 )
 Model = Kind(
     "model", frozenset({"step", "training_step", "class"}), files=("model.safetensors", "config.json")
@@ -282,8 +290,13 @@ Activations = Kind(
 )
 Dictionary = Kind(
     "dictionary",
-    frozenset({"d_model", "latent", "step"}),
+    frozenset({"layer", "d_model", "d_target", "latent", "step"}),
     required={"W_enc": ("d_model", "latent"), "W_dec": ("latent", "d_model"), "b_dec": ("d_model",)},
+    otherwise={
+        "W_enc": [("layer", "d_model", "latent")],
+        "W_dec": [("latent", "layer", "d_model"), ("latent", "d_target")],
+        "b_dec": [("layer", "d_model"), ("d_target",)],
+    },
 )
 Quality = Kind(
     "quality",
@@ -329,7 +342,7 @@ def check(data: xr.Dataset, kind: Kind) -> None:
     if strange:
         problems.append(f"unexpected dims {sorted(strange)}; {kind.name} has {sorted(kind.dims)}")
     for name, dims in kind.required.items():
-        fitting = list(dict.fromkeys([dims, kind.otherwise.get(name, dims)]))
+        fitting = [dims, *kind.otherwise.get(name, ())]
         if name not in data:
             problems.append(f"variable {name!r} is missing")
         elif data[name].dims not in fitting:

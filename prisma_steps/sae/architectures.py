@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prisma_steps.sae import relu as _relu  # noqa: F401  registers "relu"
-from prisma_steps.sae import topk as _topk  # noqa: F401  registers "topk"
+# Imported to be registered.
+from prisma_steps.sae import batch_topk as _batch_topk  # noqa: F401
+from prisma_steps.sae import gated as _gated  # noqa: F401
+from prisma_steps.sae import jumprelu as _jumprelu  # noqa: F401
+from prisma_steps.sae import matryoshka as _matryoshka  # noqa: F401
+from prisma_steps.sae import relu as _relu  # noqa: F401
+from prisma_steps.sae import topk as _topk  # noqa: F401
 from prisma_steps.sae.autoencoder import Autoencoder, registered
 
 

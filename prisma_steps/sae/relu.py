@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
-from torch import Tensor, count_nonzero, relu
+from jaxtyping import Float
+from torch import Tensor, relu
 
-from prisma_steps.sae.autoencoder import Autoencoder, Objective, squared_error
+from prisma_steps.sae.autoencoder import Autoencoder, Shape
 
 
 class ReLUAutoencoder(Autoencoder, name="relu"):
     """f = relu((x − b_dec) W_enc + b_enc), from Bricken et al. 2023, "Towards Monosemanticity"."""
 
-    settings = ("l1_coefficient",)
+    settings = ("l1_coefficient", "aux_k_coefficient")
 
-    def __init__(self, d_model: int, n_latents: int, l1_coefficient: float) -> None:
+    def __init__(self, shape: Shape, l1_coefficient: float, aux_k_coefficient: float = 0.0) -> None:
         """Penalise the sum of the latents with weight ``l1_coefficient``."""
-        super().__init__(d_model, n_latents)
+        super().__init__(shape, aux_k_coefficient)
         self.l1_coefficient = l1_coefficient
 
     def activate(self, pre_activations: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
         """Cut what is negative."""
         return relu(pre_activations)
 
-    def objective(
+    def penalty(
         self,
-        x: Float[Tensor, "token d_model"],
-        sparsity_scale: float,
-        dead: Bool[Tensor, " latent"],  # noqa: ARG002
-    ) -> Objective:
-        """mean‖x − x̂‖² + λ mean Σ_j f_j ‖W_dec,j‖ (Anthropic, April 2024 update), where ‖W_dec,j‖ = 1."""
-        latents = self.activate(self.pre_activations(x))
-        error = squared_error(x, self.reconstruct(latents))
-        penalty = (sparsity_scale * self.l1_coefficient) * latents.sum(1).mean()
-        return Objective(error + penalty, error, penalty, count_nonzero(latents.detach(), dim=0))
+        pre_activations: Float[Tensor, "token latent"],  # noqa: ARG002
+        latents: Float[Tensor, "token latent"],
+        y: Float[Tensor, "token d_out"],  # noqa: ARG002
+    ) -> Float[Tensor, ""]:
+        """λ mean Σ_j f_j Σ_layer ‖W_dec,j,layer‖ (Anthropic, April 2024 update; crosscoders: Lindsey 2024)."""
+        return self.l1_coefficient * (latents @ self.row_norms()).mean()

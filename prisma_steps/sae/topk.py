@@ -1,12 +1,11 @@
-"""TopK autoencoder with the auxiliary loss that revives dead latents."""
+"""TopK autoencoder: so many latents a token."""
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from prisma_steps.sae.autoencoder import Autoencoder, Objective, squared_error
+from prisma_steps.sae.autoencoder import Autoencoder, Shape, keep_largest
 from prisma_steps.step import StepError
 
 
@@ -15,58 +14,28 @@ class TopKAutoencoder(Autoencoder, name="topk"):
 
     settings = ("k", "aux_k_coefficient")
 
-    def __init__(self, d_model: int, n_latents: int, k: int, aux_k_coefficient: float) -> None:
+    def __init__(self, shape: Shape, k: int, aux_k_coefficient: float = 1 / 32) -> None:
         """Keep ``k`` latents a token.
 
         Raises:
             StepError: when there are fewer than ``k`` latents.
         """
-        if k > n_latents:
-            raise StepError(
-                f"k = {k} is more than the dictionary's {n_latents} latents: lower k or raise expansion"
-            )
-        super().__init__(d_model, n_latents)
+        check_k(k, shape)
+        super().__init__(shape, aux_k_coefficient)
         self.k = k
-        self.aux_k_coefficient = aux_k_coefficient
 
     def activate(self, pre_activations: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
         """Keep the ``k`` largest of each token and cut what is negative."""
         return keep_largest(pre_activations, self.k).relu()
 
-    def objective(
-        self,
-        x: Float[Tensor, "token d_model"],
-        sparsity_scale: float,  # noqa: ARG002
-        dead: Bool[Tensor, " latent"],
-    ) -> Objective:
-        """mean‖x − x̂‖² + α AuxK (Gao et al. 2024, section 2.4)."""
-        pre_activations = self.pre_activations(x)
-        latents = self.activate(pre_activations)
-        x_hat = self.reconstruct(latents)
-        error = squared_error(x, x_hat)
-        aux = self.aux_k_coefficient * self.aux_k(pre_activations, (x - x_hat).detach(), dead)
-        return Objective(error + aux, error, aux, torch.count_nonzero(latents.detach(), dim=0))
 
-    def aux_k(
-        self,
-        pre_activations: Float[Tensor, "token latent"],
-        residual: Float[Tensor, "token d_model"],
-        dead: Bool[Tensor, " latent"],
-    ) -> Float[Tensor, ""]:
-        """Mean over tokens of ‖e − ê‖², where the d_model/2 largest dead latents reconstruct the residual e.
+def check_k(k: int, shape: Shape) -> None:
+    """Refuse to keep more latents than there are.
 
-        Negative pre-activations are not cut here: a latent that is below zero on every token would get no
-        gradient and stay dead.
-        """
-        dead_latents = dead.nonzero().squeeze(1)
-        if len(dead_latents) == 0:
-            return residual.new_zeros(())
-        k_aux = min(residual.shape[1] // 2, len(dead_latents))
-        latents = keep_largest(pre_activations[:, dead_latents], k_aux)
-        return squared_error(residual, latents @ self.W_dec[dead_latents])
-
-
-def keep_largest(values: Float[Tensor, "*batch latent"], k: int) -> Float[Tensor, "*batch latent"]:
-    """``values`` with all but the ``k`` largest of the last dim set to zero."""
-    top = values.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(values).scatter(-1, top.indices, top.values)
+    Raises:
+        StepError: saying how many there are.
+    """
+    if k > shape.n_latents:
+        raise StepError(
+            f"k = {k} is more than the dictionary's {shape.n_latents} latents: lower k or raise expansion"
+        )
