@@ -147,11 +147,16 @@ class Autoencoder(nn.Module, ABC):
         tied = self.shape.d_in == self.shape.d_out
         encoder = self.W_dec if tied else _unit_rows(self.W_enc.T.shape, generator)
         self.W_enc.copy_(encoder.T)
-        for name in self.biases:
-            getattr(self, name).zero_()
+        self.reset_biases(torch.arange(self.shape.n_latents))
         self.b_dec.copy_(b_dec)
         if self.shape.skip:
             self.W_skip.zero_()
+
+    @torch.no_grad()
+    def reset_biases(self, latents: Int[Tensor, " some_latents"]) -> None:
+        """Bring the biases of ``latents`` to what they start from."""
+        for name in self.biases:
+            getattr(self, name)[latents] = 0.0
 
     @property
     def sparsity_setting(self) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder, Shape
@@ -34,10 +34,10 @@ class JumpReLUAutoencoder(Autoencoder, name="jumprelu"):
         self.bandwidth = bandwidth
 
     @torch.no_grad()
-    def initialise(self, b_dec: Float[Tensor, " d_out"], generator: torch.Generator) -> None:
-        """As others, with thresholds a fifth of the bandwidth."""
-        super().initialise(b_dec, generator)
-        self.log_threshold.fill_(math.log(self.bandwidth / 5))
+    def reset_biases(self, latents: Int[Tensor, " some_latents"]) -> None:
+        """Biases of 0, and thresholds of a fifth of the bandwidth."""
+        super().reset_biases(latents)
+        self.log_threshold[latents] = math.log(self.bandwidth / 5)
 
     @property
     def threshold(self) -> Float[Tensor, " latent"]:
