@@ -80,11 +80,11 @@ class Shape:
 class Autoencoder(nn.Module, ABC):
     """A sparse dictionary: ŷ = f W_dec + b_dec with sparse f = activate((x − b_dec) W_enc + b_enc).
 
-    An autoencoder has y = x. A transcoder and a crosscoder do not subtract b_dec from x; a crosscoder's x is its
-    layers side by side. Weights live in the space of the normalised tokens. ``encode``, ``decode`` and a call
-    are in the model's own space; everything else is in the normalised one. An architecture is a subclass,
-    ``class Mine(Autoencoder, name="mine")``, which says how pre-activations become latents and what is
-    minimised.
+    An autoencoder has y = x. A transcoder and a crosscoder do not subtract b_dec from x; a crosscoder's x is
+    its layers side by side. Weights live in the space of the normalised tokens. ``encode``, ``decode`` and a
+    call are in the model's own space; everything else is in the normalised one. An architecture is a
+    subclass, ``class Mine(Autoencoder, name="mine")``, which says how pre-activations become latents and what
+    is minimised.
 
     Attributes:
         architecture: the name that experiments use.
@@ -120,7 +120,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.aux_k_coefficient = aux_k_coefficient
-        # One latent's encoder is one row in memory, as its decoder is: what updates a latent touches few pages.
+        # One latent's encoder is one row in memory, as its decoder is: to update a latent is to touch two rows.
         self.W_enc = nn.Parameter(torch.empty(shape.n_latents, shape.d_in).T)
         self.W_dec = nn.Parameter(torch.empty(shape.n_latents, shape.d_out))
         for name in self.biases:
@@ -219,9 +219,7 @@ class Autoencoder(nn.Module, ABC):
     def activate(self, pre_activations: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
         """Non-negative latents of pre-activations; a latent fires where it is positive."""
 
-    def activate_batch(
-        self, pre_activations: Float[Tensor, "token latent"]
-    ) -> Float[Tensor, "token latent"]:
+    def activate_batch(self, pre_activations: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
         """Latents of a training batch: as any others, unless tokens of a batch compete."""
         return self.activate(pre_activations)
 

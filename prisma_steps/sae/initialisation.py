@@ -18,7 +18,7 @@ SAMPLE_TOKENS = 65_536
 
 
 class Sample:
-    """Tokens that stand for all, and what is estimated from them; the same for every dictionary trained on them.
+    """Tokens that stand for all, and what is estimated from them, for all dictionaries trained on them.
 
     Attributes:
         x: inputs, layers side by side.
@@ -67,9 +67,7 @@ class Sample:
     ) -> Float[Tensor, " d_out"]:
         """A centre of the targets normalised by ``factors``, of the layers and of a transcoder's target."""
         n_layers = len(factors) - 1
-        normalisation = Normalisation(
-            normalise, n_layers, self.x.shape[1] // n_layers, transcodes=transcodes
-        )
+        normalisation = Normalisation(normalise, n_layers, self.x.shape[1] // n_layers, transcodes=transcodes)
         normalisation.norm_factor.copy_(torch.tensor(factors[:-1]))
         normalisation.target_norm_factor.fill_(factors[-1])
         return centre(normalisation.place_target(self.y, normalisation.place(self.x)), method)
