@@ -101,18 +101,12 @@ def _input_digests(spec: Spec, store: Store) -> dict[str, Any]:
 
 
 def _link(spec: Spec, store: Store, found: Stored, digests: Mapping[str, Any], computation: str) -> None:
-    made = _fresh(store.partial(spec["key"]) / "artifact", make=False)
+    made = store.partial(spec["key"]) / "artifact"
+    shutil.rmtree(made, ignore_errors=True)
     link_tree(found.folder, made)
     facts = {name: found.manifest[name] for name in manifest.FACTS if name in found.manifest}
     facts["linked_from"] = f"{found.step}/{found.key}"
     store.commit(spec["step"], spec["key"], made, manifest.describe(spec, digests, computation, facts))
-
-
-def _fresh(folder: Path, *, make: bool = True) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    if make:
-        folder.mkdir(parents=True)
-    return folder
 
 
 def _compute(
