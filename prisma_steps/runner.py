@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ Spec = Mapping[str, Any]
 
 def run_jobs(
     specs: Sequence[Spec], store: Store, statuses: Mapping[str, StatusFile], threads: int = 1
-) -> Iterator[tuple[str, Outcome]]:
+) -> Generator[tuple[str, Outcome], None, None]:
     """Make the artifacts of a company of jobs: one job, or several that are computed together.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -236,14 +237,15 @@ def logs(study: Study, step: str = "follow_mean") -> list[str]:
 @pytest.fixture(scope="module")
 def alone(code: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, str]:
     """Digests of points that were each computed alone, by rate."""
-    digests = {}
-    study = Study(tmp_path_factory.mktemp("alone"), "grid", code=code)
-    for rate in (0.25, 0.5, 0.75, 1.0):
-        study.write(grid([rate])).finish()
-    for rate, manifest in manifests(study).items():
-        assert "together_with" not in manifest
-        digests[rate] = manifest["digest"]
-    return digests
+    lonely = tmp_path_factory.mktemp("lonely") / "code"
+    shutil.copytree(code, lonely)
+    module = lonely / "prisma_steps" / "company.py"
+    module.write_text(module.read_text().replace("MOST = 16", "MOST = 1"))
+    study = Study(tmp_path_factory.mktemp("alone"), "grid", code=lonely)
+    study.write(grid([0.25, 0.5, 0.75, 1.0])).finish()
+    assert len(logs(study)) == 4
+    assert not any("together_with" in manifest for manifest in manifests(study).values())
+    return digests(study)
 
 
 def digests(study: Study) -> dict[float, str]:
@@ -277,6 +279,8 @@ def test_a_grid_is_one_job_and_each_point_an_artifact_as_when_alone(
     assert logs(study)[-1] == f"read {N_IMAGES} images for 1, going on from [0]\n"
     assert digests(study) == alone
     assert not list(study.root.glob(".partial/*"))
+    verify = [*study.words("verify"), "grid", "--recompute", "9"]
+    assert subprocess.run(verify, cwd=study.folder, env=study.environment, check=False).returncode == 0
     assert study.held_locks() == []
 
 
