@@ -42,13 +42,13 @@ def from_dataset(data: xr.Dataset) -> Published:
     return Published(load_dictionary(data), place, facts)
 
 
-def place_of(hook: str | None, target: str | None, tokens: str) -> dict[str, Any]:
+def place_of(hook: str | None, target: str | None, tokens: str | None) -> dict[str, Any]:
     """The place that TransformerLens's names of sites tell; a name that is not known tells nothing.
 
     Args:
         hook: where the dictionary reads.
         target: where a transcoder writes.
-        tokens: which tokens it was trained on.
+        tokens: which tokens it was trained on, where that is known.
     """
     site, layer = _known_site(hook)
     target_site, target_layer = _known_site(target)

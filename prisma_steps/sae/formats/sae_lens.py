@@ -85,7 +85,7 @@ def read(folder: Path) -> Published:
     weights = _weights(read_safetensors(folder / WEIGHTS), settings, name, shape)
     if shape.normalise == "expected_norm":
         weights["normalisation.norm_factor"] = _scaling_factor(folder)
-    place = place_of(metadata.get("hook_name"), metadata.get("hook_name_out"), metadata.get("tokens", "all"))
+    place = place_of(metadata.get("hook_name"), metadata.get("hook_name_out"), own.get("tokens"))
     model = {"model_name": metadata["model_name"]} if metadata.get("model_name") else {}
     return Published(build(name, shape, given, weights), place, {**model, **sparsity_fact(name, given)})
 
@@ -225,8 +225,8 @@ def _config(published: Published) -> dict[str, Any]:
         **({"model_name": published.facts["model_name"]} if "model_name" in published.facts else {}),
         **({"hook_name": hook} if hook else {}),
         **({"hook_name_out": target} if target else {}),
-        "tokens": published.place.get("tokens", "all"),
         _OWN: {
+            **({"tokens": published.place["tokens"]} if "tokens" in published.place else {}),
             "architecture": autoencoder.architecture,
             "unit_norm": shape.unit_norm,
             **({} if "sparsity_setting" in published.facts else {"settings": settings}),

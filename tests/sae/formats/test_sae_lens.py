@@ -172,7 +172,7 @@ def test_what_sae_lens_writes_computes_the_same_here(saes, tmp_path, name, norma
     assert_same(found.autoencoder, theirs, activations(8, 6, 5))
     assert found.facts["model_name"] == "vit"
     target = {"target_site": "mlp_out"} if "Transcoder" in name else {}
-    assert found.place == {"site": "ln2_out", "layer": 2, "tokens": "all", **target}
+    assert found.place == {"site": "ln2_out", "layer": 2, **target}
 
 
 def test_latents_weighed_by_the_norm_of_their_rows_are_read(saes, tmp_path):
@@ -225,7 +225,7 @@ def test_an_old_topk_dictionary_is_read(tmp_path):
     }  # fmt: skip
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     found = read_folder(tmp_path)
-    assert found.place == {"site": "mlp_out", "layer": 7, "tokens": "all"}
+    assert found.place == {"site": "mlp_out", "layer": 7}
     assert torch.equal(found.autoencoder(activations(8, 9))[1], ours(activations(8, 9))[1])
 
 
