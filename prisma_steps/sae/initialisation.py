@@ -90,7 +90,7 @@ def expected_norm_factor(tokens: Float[Tensor, "token d_model"]) -> float:
 
 def mean_token(tokens: Float[Tensor, "token d_model"]) -> Float[Tensor, " d_model"]:
     """Mean of ``tokens``, summed in float64."""
-    return tokens.mean(0, dtype=torch.float64).float()
+    return tokens.mean(0, dtype=torch.float64).to(torch.promote_types(tokens.dtype, torch.float32))
 
 
 def geometric_median(
@@ -120,5 +120,5 @@ def geometric_median(
 def centre(tokens: Float[Tensor, "token d_model"], method: str) -> Float[Tensor, " d_model"]:
     """The first b_dec, by ``method``: "zeros", "mean" or "geometric_median"."""
     if method == "zeros":
-        return torch.zeros(tokens.shape[1])
+        return tokens.new_zeros(tokens.shape[1])
     return {"mean": mean_token, "geometric_median": geometric_median}[method](tokens)

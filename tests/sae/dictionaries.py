@@ -1,47 +1,53 @@
-"""Dictionaries in general position, for tests of what is done with them."""
+"""Small dictionaries of every architecture and kind, in general position."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.autoencoder import Autoencoder, Shape
 
-#: Settings of every architecture, none of them a default.
-SETTINGS: dict[str, dict[str, Any]] = {
+D_MODEL, N_LATENTS, K = 6, 10, 3
+NO_DEAD = torch.zeros(N_LATENTS, dtype=torch.bool)
+
+SETTINGS = {
     "relu": {"l1_coefficient": 0.7},
-    "gated": {"l1_coefficient": 0.4},
-    "topk": {"k": 5, "aux_k_coefficient": 0.25},
-    "batch_topk": {"k": 4, "aux_k_coefficient": 0.25},
-    "matryoshka": {"k": 4, "prefixes": [0.25, 0.5, 1.0]},
-    "jumprelu": {"l0_coefficient": 0.3, "bandwidth": 0.1},
+    "gated": {"l1_coefficient": 0.7},
+    "topk": {"k": K, "aux_k_coefficient": 0.25},
+    "batch_topk": {"k": K, "aux_k_coefficient": 0.25},
+    "jumprelu": {"l0_coefficient": 0.7, "bandwidth": 0.5},
+    "matryoshka": {"k": K, "aux_k_coefficient": 0.25, "prefixes": [0.3, 0.6, 1.0]},
+}
+KINDS = {
+    "autoencoder": {},
+    "transcoder": {"d_target": 4, "skip": True},
+    "crosscoder": {"n_layers": 2, "unit_norm": False},
 }
 
 
-def dictionary(
-    name: str, shape: Shape | None = None, norm_factor: float = 1.0, target_norm_factor: float = 1.0
-) -> Autoencoder:
-    """A frozen dictionary of which no two weights are tied and none is zero or of unit norm.
-
-    Thresholds lie where about half of the latents exceed them.
-    """
-    made = architecture(name)(shape or Shape(8, 24), **SETTINGS[name])
-    generator = torch.Generator().manual_seed(len(name))
-    made.initialise(torch.randn(made.shape.d_out, generator=generator), generator)
+def make(name: str, kind: str = "autoencoder", normalise: str = "expected_norm") -> Autoencoder:
+    """In float64: no two weights tied, no bias zero; a factor of 2.5 (2 for the second layer, 3 for y)."""
+    shape = Shape(D_MODEL, N_LATENTS, normalise=normalise, **KINDS[kind])
+    sae = architecture(name)(shape, **SETTINGS[name])
+    generator = torch.Generator().manual_seed(3)
+    sae.initialise(torch.randn(shape.d_out, generator=generator), generator)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in sae.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        made.normalisation.norm_factor.fill_(norm_factor)
-        if made.normalisation.transcodes:
-            made.normalisation.target_norm_factor.fill_(target_norm_factor)
-        for name, buffer in made.named_buffers(recurse=False):
-            assert name == "threshold"
-            buffer.fill_(0.4)
-    return made.requires_grad_(False).eval()
+        if normalise != "layer_norm":
+            sae.normalisation.norm_factor.copy_(torch.tensor([2.5, 2.0])[: shape.n_layers])
+        if kind == "transcoder":
+            sae.normalisation.target_norm_factor.fill_(3.0)
+        if "threshold" in dict(sae.named_buffers()):
+            sae.threshold.fill_(0.4)
+    sae.double().constrain_weights()
+    return sae
 
 
-def activations(d_in: int, *batch: int, seed: int = 0) -> torch.Tensor:
-    """Activations off the origin, of no special norm."""
-    return 1.5 * torch.randn(*batch, d_in, generator=torch.Generator().manual_seed(seed)) + 0.4
+def batch(sae: Autoencoder, n_tokens: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets in float64."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(n_tokens, sae.shape.d_in, generator=generator, dtype=torch.float64)
+    if sae.shape.kind != "transcoder":
+        return x, x
+    return x, torch.randn(n_tokens, sae.shape.d_out, generator=generator, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prisma_steps.sae.normalisation import Normalisation
-from tests.sae.dictionaries import activations
+from tests.sae.published import activations
 
 # float32, numbers around 1.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}

@@ -23,7 +23,8 @@ from prisma_steps.sae.labelled import load_dictionary
 from prisma_steps.step import Job, StepError
 from prisma_steps.steps.load_sae import Params, load_sae
 from prisma_steps.store import Store
-from tests.sae.dictionaries import SETTINGS, activations, dictionary
+from tests.sae.dictionaries import SETTINGS
+from tests.sae.published import activations, dictionary
 
 COMMITS = ("0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef")
 PLACE = {"site": "resid_post", "layer": 3, "tokens": "patch"}

@@ -12,7 +12,8 @@ import torch
 
 from prisma_steps.sae.autoencoder import Autoencoder, Shape
 from tests import peers
-from tests.sae.dictionaries import activations, dictionary
+from tests.sae.dictionaries import K
+from tests.sae.published import activations, dictionary
 
 # The same products in another order, in float32, of numbers around 1 to 10: 24 summands of 6e-8 each.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -53,7 +54,7 @@ def test_relu(saes):
 
 
 def test_topk(saes):
-    assert_same(ours("topk"), theirs(saes.TopKSAE, ours("topk"), top_k=5))
+    assert_same(ours("topk"), theirs(saes.TopKSAE, ours("topk"), top_k=K))
 
 
 def test_jumprelu(saes):
@@ -75,12 +76,12 @@ def test_batch_topk_at_inference(saes, name):
 def test_batch_topk_in_training(saes):
     """Its top_k counts the latents of a batch, ours those of a token; both keep the smallest as threshold."""
     mine: Any = ours("batch_topk")
-    other = theirs(saes.BatchTopKSAE, mine, top_k=4 * 50).train()
+    other = theirs(saes.BatchTopKSAE, mine, top_k=K * 50).train()
     x = activations(8, 50)
     with torch.no_grad():
         _, latents, _ = other(x)
     mine.threshold.fill_(-1)
     kept = mine.activate_batch(mine.pre_activations(x))
     torch.testing.assert_close(kept, latents, **TOLERANCE)
-    assert (kept > 0).sum() == 4 * 50
+    assert (kept > 0).sum() == K * 50
     torch.testing.assert_close(mine.threshold, other.running_threshold, **TOLERANCE)

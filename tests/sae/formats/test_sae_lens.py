@@ -15,7 +15,8 @@ from prisma_steps.sae.formats.files import FormatError
 from prisma_steps.sae.formats.folders import read_folder, write_folder
 from prisma_steps.sae.formats.published import Published
 from tests import peers
-from tests.sae.dictionaries import SETTINGS, activations, dictionary
+from tests.sae.dictionaries import SETTINGS, K
+from tests.sae.published import activations, dictionary
 
 # The same products in another order, in float32, of numbers around 1 to 10: 24 summands of 6e-8 each.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -220,7 +221,7 @@ def test_an_old_topk_dictionary_is_read(tmp_path):
     written(ours, tmp_path)
     old = {
         "d_in": 8, "d_sae": 24, "dtype": "torch.float32", "activation_fn": "topk",
-        "activation_fn_kwargs": {"k": 5}, "hook_point": "blocks.7.hook_mlp_out",
+        "activation_fn_kwargs": {"k": K}, "hook_point": "blocks.7.hook_mlp_out",
         "normalize_activations": False, "hook_point_head_index": None, "model_name": "old",
     }  # fmt: skip
     (tmp_path / "cfg.json").write_text(json.dumps(old))

@@ -19,7 +19,7 @@ from prisma_steps.sae.autoencoder import Autoencoder, Shape
 from prisma_steps.sae.formats.files import FormatError
 from prisma_steps.sae.formats.folders import read_folder, write_folder
 from prisma_steps.sae.formats.published import Published
-from tests.sae.dictionaries import activations, dictionary
+from tests.sae.published import activations, dictionary
 
 # The same products in another order, in float32, of numbers around 1 to 10: 24 summands of 6e-8 each.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
