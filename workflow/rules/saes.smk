@@ -43,3 +43,24 @@ rule evaluate_sae:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+# Reading some gigabytes.
+rule load_sae:
+    input:
+        missing_inputs,
+    output:
+        done("load_sae"),
+    log:
+        f"{RUN}/load_sae/{{key}}.log",
+    benchmark:
+        f"{RUN}/load_sae/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
