@@ -39,8 +39,8 @@ class Normalisation(nn.Module):
     """Multiplies each layer by a factor ("expected_norm": E‖x‖ = √d_model), or standardises each token.
 
     With "layer_norm" the mean of a token over d_model is taken off and it is divided by its standard
-    deviation; an autoencoder's output gets both back. The output of a transcoder belongs to another site, whose
-    mean and deviation are not known where it is used: it has a factor of its own.
+    deviation; an autoencoder's output gets both back. The output of a transcoder belongs to another site,
+    whose mean and deviation are not known where it is used: it has a factor of its own.
     """
 
     def __init__(self, normalise: Normalise, n_layers: int, d_model: int, *, transcodes: bool) -> None:
@@ -71,9 +71,7 @@ class Normalisation(nn.Module):
         wide = layers.shape
         return Placed(normal, deviation.expand(wide).flatten(-2), mean.expand(wide).flatten(-2))
 
-    def place_target(
-        self, y: Float[Tensor, "*batch d_out"], placed: Placed
-    ) -> Float[Tensor, "*batch d_out"]:
+    def place_target(self, y: Float[Tensor, "*batch d_out"], placed: Placed) -> Float[Tensor, "*batch d_out"]:
         """What a normalised output should be, for the target ``y`` of the inputs ``placed``."""
         return y * self.target_norm_factor if self.transcodes else placed.x
 

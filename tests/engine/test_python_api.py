@@ -135,14 +135,15 @@ nodes:
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[HookedViT]:
     """Two models in folders a and b; the experiment y has made an artifact of the second."""
     from prisma_steps.progress import StatusFile
-    from prisma_steps.runner import run_job
+    from prisma_steps.runner import run_jobs
 
     monkeypatch.chdir(tmp_path)
     models = [saved(tmp_path / name, seed) for seed, name in enumerate("ab")]
     Path("experiments").mkdir()
     Path("experiments/y.yaml").write_text(MODELS)
     job = list(plan_experiment("y", Store(Path("artifacts"))).grids["vit"].values())[1]
-    assert run_job(job.spec("y"), Store(Path("artifacts")), StatusFile(tmp_path / "s", "log")) == "computed"
+    told = run_jobs([job.spec("y")], Store(Path("artifacts")), {job.key: StatusFile(tmp_path / "s", "log")})
+    assert list(told) == [(job.key, "computed")]
     return models
 
 

@@ -21,7 +21,7 @@ from prisma_steps.models.loading import load_model as load_artifact
 from prisma_steps.plan import JobPlan, plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.progress import StatusFile
-from prisma_steps.runner import run_job
+from prisma_steps.runner import run_jobs
 from prisma_steps.step import Artifact, Job, Output, StepError
 from prisma_steps.steps.load_model import Params, load_model
 from prisma_steps.store import Store
@@ -198,7 +198,8 @@ def test_the_commit_is_in_the_key_and_not_the_word_for_it(cache, tmp_path):
 def test_the_job_loads_the_commit_that_was_planned(cache, tmp_path):
     job, store = planned(tmp_path), Store(tmp_path / "store")
     (cache / "refs" / "main").write_text(COMMITS[1])
-    assert run_job(job.spec("experiment"), store, StatusFile(tmp_path / "status", "log")) == "computed"
+    told = run_jobs([job.spec("experiment")], store, {job.key: StatusFile(tmp_path / "status", "log")})
+    assert list(told) == [(job.key, "computed")]
     made = store.artifact("load_model", job.key)
     model = load_artifact(Artifact(xr.Dataset(), made.folder))
     pixels = torch.rand(2, 3, 8, 8)
