@@ -46,7 +46,8 @@ def evaluate_sae(
         and its sparsity, as scalar coordinates.
 
     Raises:
-        StepError: when there are fewer images than asked for, or the model has no such site.
+        StepError: when there are fewer images than asked for, or the model has no such site, no head, or
+            fewer classes than the images.
     """
     from prisma_steps.models.loading import load_model
 
@@ -54,9 +55,26 @@ def evaluate_sae(
     if n_images > images.sizes["image"]:
         raise StepError(f"n_images = {n_images}, but there are only {images.sizes['image']} images: lower it")
     vit = load_model(model, job.device)
+    _check_classes(vit, images)
     evaluation = _prepare(sae, vit, job.device)
     _run(evaluation, vit, images.isel(image=slice(n_images)), params.batch_size, job)
     return label(_quality_dataset(evaluation, sae))
+
+
+def _check_classes(vit: HookedViT, images: xr.Dataset) -> None:
+    """Refuse a model whose cross-entropy on these images is not defined."""
+    if vit.n_classes == 0:
+        raise StepError(
+            "evaluate_sae: the model has no classes, and cross-entropies need logits. Give it a head: put a "
+            "train_probe node between the model and this one, or, for a CLIP or SigLIP, set class_names and "
+            "templates of load_model"
+        )
+    n_classes = images.sizes.get("class", 0)
+    if n_classes > vit.n_classes:
+        raise StepError(
+            f"evaluate_sae: the images have {n_classes} classes, the model {vit.n_classes}: give images of "
+            "the classes that the model tells apart, or train a probe for these (train_probe)"
+        )
 
 
 def _prepare(sae: xr.Dataset, vit: HookedViT, device: str) -> Evaluation:

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from transformers import ViTConfig, ViTModel
 
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.schema import Quality, check
 from prisma_steps.step import Artifact, Job, StepError
 from prisma_steps.steps.evaluate_sae import Params, evaluate_sae
+from prisma_steps.steps.train_probe import Params as ProbeParams
+from prisma_steps.steps.train_probe import train_probe
 from prisma_steps.steps.train_sae import Params as TrainParams
 from prisma_steps.steps.train_sae import train_sae
-from tests.artifacts import saved
+from tests.artifacts import left, saved
 
 N_IMAGES = 12
 CONFIG = ToyViTConfig(
@@ -118,6 +121,31 @@ def test_a_dictionary_of_another_model_is_refused(activations, model, images):
     foreign = dictionary(activations.assign_coords(layer=[0, 7]), layer=7)
     with pytest.raises(StepError, match="does not belong to this model: no layer 7 .* layers 0 to 1"):
         evaluate_sae(foreign, model, images, Params(), Job())
+
+
+def test_a_model_without_classes_is_sent_to_a_probe_and_can_be_evaluated_with_one(
+    activations, images, tmp_path
+):
+    """A bare ViT of the dictionary's width; what a probe needs to be is tested with its own step."""
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, num_channels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    bare, sae = saved(ViTModel(config, add_pooling_layer=False), tmp_path / "bare"), dictionary(activations)
+    with pytest.raises(
+        StepError, match="no classes, and cross-entropies need logits.*train_probe.*templates"
+    ):
+        evaluate_sae(sae, bare, images, Params(), Job())
+    probed = left(train_probe(bare, images, ProbeParams(test_fraction=0.3), Job()), tmp_path / "probed")
+    data = evaluate_sae(sae, probed, images, Params(), Job())
+    assert data["ce_error_term"].item() == pytest.approx(data["ce"].item(), abs=1e-6)
+
+
+def test_more_classes_than_the_model_has_are_refused(activations, model, images):
+    more = images.drop_vars("class_name").assign_coords(class_name=("class", list("abcd")))
+    with pytest.raises(StepError, match="the images have 4 classes, the model 3"):
+        evaluate_sae(dictionary(activations), model, more, Params(), Job())
 
 
 def test_the_batch_size_is_not_in_the_key():
