@@ -236,7 +236,8 @@ def test_a_model_without_classes_is_sent_to_a_probe_and_can_be_evaluated_with_on
         evaluate_sae(sae, bare, images, Params(), Job())
     probed = left(train_probe(bare, images, ProbeParams(test_fraction=0.3), Job()), tmp_path / "probed")
     data = evaluate_sae(sae, probed, images, Params(), Job())
-    assert data["ce_error_term"].item() == pytest.approx(data["ce"].item(), abs=1e-6)
+    # x̂ + (x − x̂) is x to rounding, which the steep logits of a probe fitted to 12 images magnify.
+    assert data["ce_error_term"].item() == pytest.approx(data["ce"].item(), abs=1e-5)
 
 
 def test_the_batch_size_is_not_in_the_key():
