@@ -91,6 +91,13 @@ def test_every_token_is_served_exactly_once_an_epoch(values, tokens, which, buff
     assert all(batch[0].shape[0] in (len(batches[0][0]), len(batches[0][0]) + 1) for batch in batches)
 
 
+def test_tokens_of_a_kind_may_lie_apart(on_disk):
+    kinds = np.array(["patch", "cls", "patch", "patch", "cls"])
+    data = datasets.open_dataset(on_disk).assign_coords(token_kind=("token", kinds))
+    found = rows(served(StoredTokens([data["resid_post"].sel(layer=3)], "patch")))
+    assert sorted(found) == [(image, 3, token, 1) for image in range(N_IMAGES) for token in (0, 2, 3)]
+
+
 @pytest.mark.parametrize("buffer_tokens", BUFFERS)
 @pytest.mark.parametrize("n_served", [20, 185, 185 + 90])
 def test_a_budget_in_tokens_is_kept_exactly_and_repeats_none(values, n_served, buffer_tokens):
@@ -200,7 +207,8 @@ class Source:
     def __len__(self) -> int:
         return self.n_images * self.tokens_per_image
 
-    def room(self, n_tokens: int) -> tuple[torch.Tensor, ...]:
+    def room(self, n_tokens: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
+        assert not pinned or torch.cuda.is_available()
         table = torch.full((n_tokens, 1), -1.0)
         self.rooms.append(weakref.ref(table))
         return (table,)
