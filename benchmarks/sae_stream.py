@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.timing import interleaved, report_speed
 from prisma_steps.datasets import open_dataset, use_threads, write_blocks
-from prisma_steps.sae.order import TokenOrder
+from prisma_steps.sae.order import Batches
 from prisma_steps.sae.stored import StoredTokens
 from prisma_steps.sae.stream import TokenStream
 from prisma_steps.step import Blocks
@@ -87,9 +87,10 @@ def _trainer(batch: Tensor) -> Train:
 
 
 def _from_memory(table: Tensor, train: Train) -> None:
-    order = TokenOrder(len(table), len(table), BATCH, seed=0)
-    for index in range(order.n_batches):
-        train(table[order.batch(index)])
+    batches, order = Batches(len(table), len(table), BATCH), torch.randperm(len(table))
+    for index in range(batches.n_batches):
+        _, start, stop = batches.place(index)
+        train(table[order[start:stop]])
 
 
 def _from_store(values: xr.DataArray, train: Train) -> None:
