@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder
-from prisma_steps.sae.normalisation import Normalisation
+from prisma_steps.sae.normalisation import Normalisation, Normalise
 from prisma_steps.seeding import torch_generator
 from prisma_steps.step import StepError
 
@@ -63,7 +63,7 @@ class Sample:
             normalisation.target_norm_factor.fill_(expected_norm_factor(self.y))
 
     def _centre(
-        self, method: str, normalise: str, transcodes: bool, factors: tuple[float, ...]
+        self, method: str, normalise: Normalise, transcodes: bool, factors: tuple[float, ...]
     ) -> Float[Tensor, " d_out"]:
         """A centre of the targets normalised by ``factors``, of the layers and of a transcoder's target."""
         n_layers = len(factors) - 1

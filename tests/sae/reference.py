@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prisma_steps.sae.autoencoder import Autoencoder
-from tests.sae.dictionaries import K, SETTINGS
+from tests.sae.dictionaries import SETTINGS, K
 
 Weights = dict[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from prisma_steps.sae.relu import ReLUAutoencoder
 from prisma_steps.sae.topk import TopKAutoencoder
 from prisma_steps.step import StepError
 from tests.sae import reference
-from tests.sae.dictionaries import D_MODEL, K, KINDS, N_LATENTS, NO_DEAD, SETTINGS, batch, make
+from tests.sae.dictionaries import D_MODEL, KINDS, N_LATENTS, NO_DEAD, SETTINGS, K, batch, make
 
 ALL = [(name, kind) for name in SETTINGS for kind in KINDS]
 
