@@ -132,7 +132,8 @@ def load_sae(
     """A dictionary with its place, to be spliced into its model; ``.dictionary`` is the dictionary itself.
 
     Args:
-        source: a node of an experiment as ``experiment/node``, or the folder of an artifact.
+        source: a node of an experiment as ``experiment/node``; or a folder: of an artifact, or as SAELens or
+            ViT-Prisma writes it.
         store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
         device: where the weights go.
         select: values of the node's axes, until one point of its grid is left.
@@ -140,6 +141,7 @@ def load_sae(
     Raises:
         ExperimentError: when the experiment file is wrong.
         NotThere: when there is no such node, no dictionary in it or more than one, or it is not made yet.
+        StepError: when the folder has no such dictionary.
 
     Example:
         >>> model = prisma_steps.load_model("quickstart/vit", n_layers=3)
@@ -186,14 +188,26 @@ def save_sae(
 
 def _dictionary(source: str | Path, store: str | Path | None, select: Mapping[str, Any]) -> xr.Dataset:
     """The data of a dictionary in the store."""
+    if Path(source).is_dir():
+        if select:
+            raise TypeError(f"only a node of an experiment has axes to select by ({', '.join(select)})")
+        return _dictionary_in(Path(source))
     experiment, _, node = str(source).rpartition("/")
-    if not select and (Path(source) / DATA).exists():
-        data = datasets.open_dataset(Path(source) / DATA)
-        if not {"W_enc", "W_dec"} <= data.keys():
-            raise NotThere(f"{source} holds {', '.join(map(str, data))}, expected a dictionary")
-        return data
     plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
     return _one_artifact(plan, node, select, Dictionary).data
+
+
+def _dictionary_in(folder: Path) -> xr.Dataset:
+    """The dictionary of an artifact, or that of another toolkit."""
+    from prisma_steps.sae.formats.folders import read_folder
+    from prisma_steps.sae.formats.published import as_dataset
+
+    if not (folder / DATA).exists():
+        return as_dataset(read_folder(folder))
+    data = datasets.open_dataset(folder / DATA)
+    if not {"W_enc", "W_dec"} <= data.keys():
+        raise NotThere(f"{folder} holds {', '.join(map(str, data))}, expected a dictionary")
+    return data
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -222,7 +236,7 @@ def _one_artifact(plan: Plan, node: str, select: Mapping[str, Any], expected: Ki
     kind = load_step(jobs[0].step).output
     if kind is not expected:
         raise NotThere(
-            f"{node} is made by {jobs[0].step}, which leaves {kind.name}, expected {expected.name}"
+            f"{node} is made by {jobs[0].step}, which leaves {kind.name}, expected a {expected.name}"
         )
     strange = sorted(select.keys() - jobs[0].point.keys())
     if strange:
