@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prisma_steps.data.pixels import raw_batch
 from prisma_steps.models.cache import ActivationCache, along_image
 from prisma_steps.models.families import find, sides
-from prisma_steps.models.fast_inference import ComputeDtype, for_inference
+from prisma_steps.models.fast_inference import for_inference
 from prisma_steps.models.sites import (
     Hooks,
     SiteError,

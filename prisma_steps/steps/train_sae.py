@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from prisma_steps.sae.autoencoder import Autoencoder
+    from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.initialisation import Sample
     from prisma_steps.sae.stream import TokenStream
     from prisma_steps.sae.training import Trainer
@@ -131,6 +132,7 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
 
     Members are trained one after the other on each batch, so that each is what it is when trained alone.
     """
+    from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.initialisation import SAMPLE_TOKENS
     from prisma_steps.sae.stored import StoredTokens
     from prisma_steps.sae.stream import TokenStream
@@ -149,7 +151,8 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
         seed=shared.shuffle_seed,
     ) as stream:
         sample = _sample(stream, SAMPLE_TOKENS)
-        runs = [_start(sample, member, variables, stream.n_batches, device) for member in members]
+        buffers = Buffers()
+        runs = [_start(sample, member, variables, stream.n_batches, device, buffers) for member in members]
         del sample
         failed = _run(runs, members, stream, device)
     trained_on = {**place, "tokens": only_kind(variables[0], shared.tokens)}
@@ -241,7 +244,12 @@ def _sample(stream: TokenStream, n_tokens: int) -> Sample:
 
 
 def _start(
-    sample: Sample, member: Member[Params], variables: Sequence[xr.DataArray], n_steps: int, device: str
+    sample: Sample,
+    member: Member[Params],
+    variables: Sequence[xr.DataArray],
+    n_steps: int,
+    device: str,
+    buffers: Buffers,
 ) -> Trainer | StepError:
     """A member before its first step, or as its last checkpoint left it; or why it cannot be trained."""
     from prisma_steps.sae.training import Recipe, Trainer
@@ -263,7 +271,7 @@ def _start(
         compute_dtype=params.compute_dtype,
         seed=params.seed,
     )
-    trainer = Trainer(autoencoder.to(device), recipe, mean)
+    trainer = Trainer(autoencoder.to(device), recipe, mean, buffers)
     state = member.job.checkpoint.load()
     if state is not None:
         trainer.restore(state)
