@@ -99,13 +99,8 @@ def _cluster() -> AbstractContextManager[Any]:
     address = dask.config.get("scheduler-address", None)
     if address is None:
         return nullcontext()
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise StepError(
-            f"DASK_SCHEDULER_ADDRESS is {address}, but `distributed` is not installed: pip install "
-            "prisma-steps[distributed], or unset it"
-        ) from error
+    from distributed import Client
+
     return Client(address)
 
 

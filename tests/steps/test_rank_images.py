@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import dask
+import distributed
 import numpy as np
 import pytest
 import xarray as xr
@@ -180,7 +181,6 @@ def test_a_ranking_survives_the_store(codes, tmp_path):
 
 
 def test_a_cluster_that_the_environment_names_does_the_work(codes, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(kernels, "BLOCK_BYTES", 7 * kernels.ENTRY_BYTES * codes.sizes["entry"])
     lazy = stored(codes, tmp_path)
     with (
@@ -206,17 +206,6 @@ def noting(close, done):
         return close(client, *args, **kwargs)
 
     return noted
-
-
-def test_a_cluster_without_distributed_is_refused(codes, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with (
-        dask.config.set({"scheduler-address": "tcp://nowhere:1"}),
-        pytest.raises(StepError, match="tcp://nowhere:1, but `distributed` is not installed"),
-    ):
-        ranked(codes)
 
 
 def test_a_latent_that_is_not_there_is_refused(codes):
