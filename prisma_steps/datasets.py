@@ -18,6 +18,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from prisma_steps.axes import Axis
+from prisma_steps.joined import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -249,7 +250,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
         starts = range(0, len(parts), len(last))
-        parts = [_join(parts[start : start + len(last)], dim) for start in starts]
+        parts = [join(parts[start : start + len(last)], dim) for start in starts]
     if not axes:
         return parts[0]
     coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})
@@ -273,19 +274,6 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     for name in coords:
         combined[name].attrs.update(long_name=name.replace("_", " "), units="1")
     return combined
-
-
-def _join(parts: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
-    """Parts of one whole along ``dim``. In all else they must be the same."""
-    return xr.concat(
-        parts,
-        dim=dim,
-        data_vars="minimal",
-        coords="minimal",
-        compat="identical",
-        join="exact",
-        combine_attrs="identical",
-    )
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

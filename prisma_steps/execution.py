@@ -114,7 +114,8 @@ def open_input(
         Axis(name, {key: tuple(values) for key, values in coords.items()}, *joined)
         for name, coords, *joined in filled["axes"]
     ]
-    parts = [open_artifact(store, found, threads, as_dask=True) for found in artifacts]
+    only_parts = len(axes) == 1 and axes[0].joined is not None
+    parts = [open_artifact(store, found, threads, as_dask=not only_parts) for found in artifacts]
     return datasets.combine(parts, axes)
 
 

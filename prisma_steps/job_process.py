@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,13 +50,14 @@ def _all_made(
     """Run jobs together and tell what becomes of each; whether all have an artifact now."""
     going, failed = dict(specs), False
     try:
-        for key, outcome in run_jobs(list(specs.values()), store, statuses, threads):
-            if isinstance(outcome, Exception):
-                failed = True
-                _tell_failed(outcome, {key: specs[key]}, store, statuses)
-            else:
-                statuses[key].update(outcome)
-            del going[key]
+        with closing(run_jobs(list(specs.values()), store, statuses, threads)) as ends:  # lets go of locks
+            for key, outcome in ends:
+                if isinstance(outcome, Exception):
+                    failed = True
+                    _tell_failed(outcome, {key: specs[key]}, store, statuses)
+                else:
+                    statuses[key].update(outcome)
+                del going[key]
     except (KeyboardInterrupt, SystemExit):
         for key in going:
             statuses[key].update("failed", "interrupted; run again to go on")

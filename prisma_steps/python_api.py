@@ -80,6 +80,7 @@ def load_model(
     revision: str | None = None,
     store: str | Path | None = None,
     device: str = "cpu",
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     **select: Any,
 ) -> HookedViT:
     """A model with hooks on every site, in evaluation mode, its parameters without gradients.
@@ -90,6 +91,8 @@ def load_model(
         revision: branch, tag or commit of a hub model ("main" if None); given, ``source`` is one.
         store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
         device: where the weights go.
+        normalisation: mean and standard deviation of the pixels, divided by 255, of each channel; of a folder
+            or hub model that comes without ``preprocessor_config.json``.
         select: values of the node's axes, until one point of its grid is left.
 
     Raises:
@@ -108,6 +111,10 @@ def load_model(
 
     experiment, _, node = str(source).rpartition("/")
     if revision is None and not Path(source).is_dir() and _is_experiment(experiment):
+        if normalisation is not None:
+            raise TypeError(
+                "normalisation is for a folder or a hub model: an artifact has its image processor"
+            )
         plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
         return load_artifact(_model_artifact(plan, node, select), device)
     if select:
@@ -115,7 +122,7 @@ def load_model(
     folder = Path(source) if revision is None and Path(source).is_dir() else _from_hub(str(source), revision)
     if (folder / DATA).exists():
         return load_artifact(Artifact(datasets.open_dataset(folder / DATA), folder), device)
-    return open_folder(folder, device)
+    return open_folder(folder, device, normalisation)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ Spec = Mapping[str, Any]
 
 def run_jobs(
     specs: Sequence[Spec], store: Store, statuses: Mapping[str, StatusFile], threads: int = 1
-) -> Iterator[tuple[str, Outcome]]:
+) -> Generator[tuple[str, Outcome], None, None]:
     """Make the artifacts of a company of jobs: one job, or several that are computed together.
 
     Args:
@@ -101,18 +101,12 @@ def _input_digests(spec: Spec, store: Store) -> dict[str, Any]:
 
 
 def _link(spec: Spec, store: Store, found: Stored, digests: Mapping[str, Any], computation: str) -> None:
-    made = _fresh(store.partial(spec["key"]) / "artifact", make=False)
+    made = store.partial(spec["key"]) / "artifact"
+    shutil.rmtree(made, ignore_errors=True)
     link_tree(found.folder, made)
     facts = {name: found.manifest[name] for name in manifest.FACTS if name in found.manifest}
     facts["linked_from"] = f"{found.step}/{found.key}"
     store.commit(spec["step"], spec["key"], made, manifest.describe(spec, digests, computation, facts))
-
-
-def _fresh(folder: Path, *, make: bool = True) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    if make:
-        folder.mkdir(parents=True)
-    return folder
 
 
 def _compute(

@@ -91,11 +91,14 @@ class Autoencoder(nn.Module, ABC):
         settings: names of the constructor's own arguments, kept as attributes and stored with the weights.
             The first is the one that sets how sparse the latents are.
         biases: names of the weights that have one number a latent.
+        resampled_share: norm of a resampled latent's encoder, as a share of the mean of the living: a fifth
+            in Bricken et al. 2023, so that it disturbs little; all where latents compete, and it would lose.
     """
 
     architecture: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
     biases: ClassVar[tuple[str, ...]] = ("b_enc",)
+    resampled_share: ClassVar[float] = 0.2
 
     def __init_subclass__(cls, *, name: str, **kwargs: Any) -> None:
         """Register an architecture.
@@ -120,7 +123,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.aux_k_coefficient = aux_k_coefficient
-        # One latent's encoder is one row in memory, as its decoder is: to update a latent is to touch two rows.
+        # A latent is two rows in memory, one of each: to update it touches no others.
         self.W_enc = nn.Parameter(torch.empty(shape.n_latents, shape.d_in).T)
         self.W_dec = nn.Parameter(torch.empty(shape.n_latents, shape.d_out))
         for name in self.biases:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder
-from prisma_steps.sae.normalisation import Normalisation
+from prisma_steps.sae.normalisation import Normalisation, Normalise
 from prisma_steps.seeding import torch_generator
 from prisma_steps.step import StepError
 
@@ -63,7 +63,7 @@ class Sample:
             normalisation.target_norm_factor.fill_(expected_norm_factor(self.y))
 
     def _centre(
-        self, method: str, normalise: str, transcodes: bool, factors: tuple[float, ...]
+        self, method: str, normalise: Normalise, transcodes: bool, factors: tuple[float, ...]
     ) -> Float[Tensor, " d_out"]:
         """A centre of the targets normalised by ``factors``, of the layers and of a transcoder's target."""
         n_layers = len(factors) - 1
@@ -90,7 +90,7 @@ def expected_norm_factor(tokens: Float[Tensor, "token d_model"]) -> float:
 
 def mean_token(tokens: Float[Tensor, "token d_model"]) -> Float[Tensor, " d_model"]:
     """Mean of ``tokens``, summed in float64."""
-    return tokens.mean(0, dtype=torch.float64).float()
+    return tokens.mean(0, dtype=torch.float64).to(torch.promote_types(tokens.dtype, torch.float32))
 
 
 def geometric_median(
@@ -120,5 +120,5 @@ def geometric_median(
 def centre(tokens: Float[Tensor, "token d_model"], method: str) -> Float[Tensor, " d_model"]:
     """The first b_dec, by ``method``: "zeros", "mean" or "geometric_median"."""
     if method == "zeros":
-        return torch.zeros(tokens.shape[1])
+        return tokens.new_zeros(tokens.shape[1])
     return {"mean": mean_token, "geometric_median": geometric_median}[method](tokens)

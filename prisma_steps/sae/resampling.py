@@ -9,9 +9,6 @@ from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder
 
-#: Norm of a new encoder row, as a share of the mean norm of the living ones'.
-_ENCODER_SHARE = 0.2
-
 
 @torch.no_grad()
 def resample(
@@ -23,8 +20,8 @@ def resample(
 ) -> Int[Tensor, " resampled"]:
     """Point dead latents at tokens drawn with probability ∝ ‖y − ŷ‖⁴ (Bricken et al. 2023, appendix).
 
-    A decoder row becomes the target's direction from b_dec, the encoder row that of the input at a fifth of
-    the mean norm of the living, biases 0.
+    A decoder row becomes the target's direction from b_dec, the encoder row that of the input at a share of
+    the mean norm of the living (``Autoencoder.resampled_share``), biases 0.
 
     Args:
         autoencoder: changed in place.
@@ -47,6 +44,6 @@ def resample(
     norm = living.norm(dim=1).mean() if len(living) else autoencoder.W_enc.new_ones(())
     autoencoder.W_dec[latents] = F.normalize(y[drawn] - autoencoder.b_dec, dim=1)
     encoder = F.normalize(autoencoder.centred(x[drawn]), dim=1)
-    autoencoder.W_enc.T[latents] = encoder * (_ENCODER_SHARE * norm)
+    autoencoder.W_enc.T[latents] = encoder * (autoencoder.resampled_share * norm)
     autoencoder.reset_biases(latents)
     return latents

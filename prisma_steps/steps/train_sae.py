@@ -56,8 +56,8 @@ class Params(StepParams):
     buffer_tokens: int = Field(
         2**18,
         gt=0,
-        description="about how many tokens are in memory, twice, and shuffled together; all of them where they "
-        "are fewer",
+        description="about how many tokens are in memory, twice, and shuffled together; all where they are "
+        "fewer",
     )
     shuffle_seed: int = Field(0, ge=0, description="seed of the order of the tokens")
 

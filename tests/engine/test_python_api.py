@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -115,12 +115,13 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
 def saved(folder: Path, seed: int) -> HookedViT:
     """A tiny trained model, as transformers leaves it in a folder."""
     import torch
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20, "num_hidden_layers": 1}
     config = ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"})
     ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     return prisma_steps.load_model(folder)
 
 
@@ -176,6 +177,7 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
         ("y/vti", {}, NotThere, "no node 'vti'; did you mean 'vit'?"),
         ("y/images", {}, NotThere, "images is made by load_images, which leaves images, expected a model"),
         ("a", {"path": "../a"}, TypeError, "only a node of an experiment has axes"),
+        ("y/vit", {"path": "../b", "normalisation": ([0], [1])}, TypeError, "normalisation is for a folder"),
         (
             "z/vit",
             {},
@@ -185,7 +187,7 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
     ],
 )
 def test_a_model_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, source: str, select: dict[str, str], error: type, message: str
+    monkeypatch: pytest.MonkeyPatch, source: str, select: dict[str, Any], error: type, message: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(error, match=re.escape(message)):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from transformers import ViTConfig, ViTModel
 
 from prisma_steps.models.heads import ZeroShotHead, head_files
 from prisma_steps.models.loading import load_model
@@ -12,6 +13,8 @@ from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.schema import Quality, check
 from prisma_steps.step import Artifact, Job, Output, StepError
 from prisma_steps.steps.evaluate_sae import Params, evaluate_sae
+from prisma_steps.steps.train_probe import Params as ProbeParams
+from prisma_steps.steps.train_probe import train_probe
 from tests.artifacts import left, saved
 from tests.sae.dictionaries import labelled, untrained
 
@@ -217,6 +220,24 @@ def test_a_model_without_classes_needs_to_be_told(images, tmp_path):
         evaluate_sae(dictionary(), headless, images, Params(), Job())
     data = evaluate_sae(dictionary(), headless, images, Params(cross_entropy=False), Job())
     assert data["n_tokens"].values.tolist() == [5 * N_IMAGES, N_IMAGES, 4 * N_IMAGES]
+
+
+def test_a_model_without_classes_is_sent_to_a_probe_and_can_be_evaluated_with_one(images, tmp_path):
+    """A bare ViT of the dictionary's width; what a probe needs to be is tested with its own step."""
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, num_channels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    bare, sae = saved(ViTModel(config, add_pooling_layer=False), tmp_path / "bare"), dictionary()
+    with pytest.raises(
+        StepError, match="no classes, and cross-entropies need logits.*train_probe.*templates"
+    ):
+        evaluate_sae(sae, bare, images, Params(), Job())
+    probed = left(train_probe(bare, images, ProbeParams(test_fraction=0.3), Job()), tmp_path / "probed")
+    data = evaluate_sae(sae, probed, images, Params(), Job())
+    # x̂ + (x − x̂) is x to rounding, which the steep logits of a probe fitted to 12 images magnify.
+    assert data["ce_error_term"].item() == pytest.approx(data["ce"].item(), abs=1e-5)
 
 
 def test_the_batch_size_is_not_in_the_key():

@@ -74,6 +74,21 @@ def test_labels_tell_image_layer_and_token(model, images):
     assert data["resid_post"].attrs["long_name"] == "residual stream after the block"
 
 
+def test_logits_of_other_classes_than_the_images_have_the_models_names_and_no_labels(images, tmp_path):
+    config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "n_classes": 3})
+    vit = ToyViT.initialised(config, torch.Generator().manual_seed(0))
+    named = xr.Dataset(coords={"class_name": ("class", ["cat", "dog", "newt"])})
+    for number, (known, expected) in enumerate([(named, ["cat", "dog", "newt"]), (None, None)]):
+        other = saved(vit, tmp_path / str(number), known)
+        logits = extract(other, images, sites=["logits"])
+        assert "label" not in logits.coords and logits.sizes["class"] == 3
+        assert ("class_name" in logits.coords) == (expected is not None)
+        assert expected is None or logits["class_name"].values.tolist() == expected
+        residuals = extract(other, images, sites=["resid_post"])
+        np.testing.assert_array_equal(residuals["label"], images["label"])
+        assert residuals["class_name"].values.tolist() == list("0123456789")
+
+
 @pytest.mark.parametrize(("layers", "numbers"), [("last", [2]), ([2, 0], [2, 0]), ("all", [0, 1, 2])])
 def test_layers_are_chosen_by_number(model, images, layers, numbers):
     data = extract(model, images, sites=["attn_out"], layers=layers)

@@ -45,6 +45,27 @@ rule evaluate_sae:
         "../scripts/run_job.py"
 
 
+# Reading some gigabytes.
+rule load_sae:
+    input:
+        missing_inputs,
+    output:
+        done("load_sae"),
+    log:
+        f"{RUN}/load_sae/{{key}}.log",
+    benchmark:
+        f"{RUN}/load_sae/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
 rule neuron_basis:
     input:
         missing_inputs,
