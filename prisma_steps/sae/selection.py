@@ -11,7 +11,7 @@ from prisma_steps.schema import SITE_DIMS
 from prisma_steps.step import StepError
 
 
-def stored_site(activations: xr.Dataset, site: str | None, parameter: str = "site") -> str:
+def stored_site(activations: xr.Dataset, site: str | None, parameter: str) -> str:
     """``site``, or the only one that is stored.
 
     Raises:
@@ -28,8 +28,8 @@ def stored_site(activations: xr.Dataset, site: str | None, parameter: str = "sit
     return site
 
 
-def stored_layer(values: xr.DataArray, layer: int | Literal["last"]) -> xr.DataArray:
-    """One layer of a site's activations, its number in the coordinate ``layer``.
+def stored_layers(values: xr.DataArray, layer: int | Literal["last"] | list[int]) -> xr.DataArray:
+    """One layer of a site's activations, or several along ``layer``; "last" is the last one stored.
 
     Raises:
         StepError: listing what is stored.
@@ -39,10 +39,16 @@ def stored_layer(values: xr.DataArray, layer: int | Literal["last"]) -> xr.DataA
             raise StepError(f"{values.name!r} exists once, not once a layer: leave layer out")
         return values
     stored = values["layer"].values.tolist()
-    number = stored[-1] if layer == "last" else layer
-    if number not in stored:
-        raise StepError(f"layer {number} of {values.name!r} is not stored: set layer to one of {stored}")
-    return values.sel(layer=number)
+    if layer == "last":
+        return values.sel(layer=stored[-1])
+    asked = layer if isinstance(layer, list) else [layer]
+    lacking = [number for number in asked if number not in stored]
+    if lacking or not asked or len(set(asked)) < len(asked):
+        problem = f"layer {lacking[0]} of {values.name!r} is not stored" if lacking else f"layer is {asked}"
+        raise StepError(f"{problem}: set layer to one or several of {stored}, each once, or 'last'")
+    if isinstance(layer, list) and len(layer) == 1:
+        raise StepError(f"a crosscoder needs several layers: set layer to {layer[0]} for an autoencoder")
+    return values.sel(layer=layer)
 
 
 def input_of(activations: xr.Dataset, sae: xr.Dataset) -> xr.DataArray:

@@ -48,12 +48,12 @@ def neuron_basis(activations: xr.Dataset, params: Params, job: Job) -> xr.Datase
 
     from prisma_steps.sae.labelled import dictionary_dataset
     from prisma_steps.sae.neurons import neuron_basis as basis
-    from prisma_steps.sae.selection import stored_layer, stored_site
+    from prisma_steps.sae.selection import stored_layers, stored_site
     from prisma_steps.sae.stored import StoredTokens
     from prisma_steps.sae.tokens import only_kind
 
-    site = stored_site(activations, params.site)
-    values = stored_layer(activations[site], params.layer)
+    site = stored_site(activations, params.site, "site")
+    values = stored_layers(activations[site], params.layer)
     stored = StoredTokens([values], params.tokens)
     width = values.sizes[str(values.dims[-1])]
     centre = _mean(stored, width, job) if params.centre == "mean" else torch.zeros(width)
