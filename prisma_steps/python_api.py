@@ -143,7 +143,7 @@ def load_sae(
 
     Example:
         >>> model = prisma_steps.load_model("quickstart/vit", n_layers=3)
-        >>> sae = prisma_steps.load_sae("quickstart/sae", sparsity="k = 8")
+        >>> sae = prisma_steps.load_sae("quickstart/sae", architecture="topk", k=8)
         >>> logits, latents = model.run_with_saes(images, {sae.writes: sae}, error_term=True)
     """
     from prisma_steps.sae.placed import as_splice

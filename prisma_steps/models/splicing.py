@@ -98,20 +98,21 @@ class Splicing:
             if splice.reads != splice.writes:
                 readers.setdefault(splice.reads, []).append(splice)
         keys = dict.fromkeys([*self.splices, *readers])
-        return {key: self._tap(key, self.splices.get(key), bool(readers.get(key))) for key in keys}
+        return {key: self._tap(self.splices.get(key), readers.get(key, [])) for key in keys}
 
-    def _tap(self, key: SiteKey, splice: Splice | None, is_read: bool) -> Tap:
+    def _tap(self, splice: Splice | None, readers: Sequence[Splice]) -> Tap:
         def tap(value: Tensor) -> Tensor:
             written = value if splice is None else self._replaced(splice, value)
-            if is_read:
-                self._read[key] = written
+            self._read.update({reader.writes: written for reader in readers})
             return written
 
         return tap
 
     def _replaced(self, splice: Splice, value: Tensor) -> Tensor:
         """``value`` with the chosen tokens replaced."""
-        source = value if splice.reads == splice.writes else self._read[splice.reads]
+        source = value if splice.reads == splice.writes else self._read.pop(splice.writes, None)
+        if source is None:
+            raise SpliceError(f"{_named(splice)} reads {_name(splice.reads)}, which this run does not pass")
         chosen = self._chosen(splice, splice.writes, value)
         x = _vectors(source)[:, self._chosen(splice, splice.reads, source)]
         y = _vectors(value)[:, chosen]
@@ -132,16 +133,17 @@ class Splicing:
         """What takes the place of ``y``: ŷ, or with the error term y + (ŷ − ŷ before the edit)."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         latents = splice.dictionary.encode(x)
-        edit = self.edits.get(splice.writes)
-        edited = latents if edit is None else _edited(edit, latents, splice)
-        self.latents[splice.writes] = edited
-        y_hat = splice.dictionary.decode(edited, x)
+        edit, plain = self.edits.get(splice.writes), None
+        if edit is not None:
+            with torch.no_grad():  # before the edit, which may be made in place
+                plain = splice.dictionary.decode(latents, x) if self.error_term else None
+            latents = _edited(edit, latents, splice)
+        self.latents[splice.writes] = latents
+        y_hat = splice.dictionary.decode(latents, x)
         if not self.error_term:
             return y_hat
-        with torch.no_grad():
-            plain = y_hat if edit is None else splice.dictionary.decode(latents, x)
         # Not ŷ + (y − ŷ), which rounds: unless latents are edited, the difference is zero to the bit.
-        return y.detach() + (y_hat - plain.detach())
+        return y.detach() + (y_hat - (y_hat.detach() if plain is None else plain))
 
     def _chosen(self, splice: Splice, site: SiteKey, value: Tensor) -> Bool[Tensor, " token"]:
         kinds = _token_kinds(self.model, site, value.shape[1])

@@ -148,6 +148,15 @@ def test_two_transcoders_read_the_same_site(vit, pixels):
     assert torch.equal(latents["mlp_out", 0], latents["resid_post", 1])
 
 
+def test_a_transcoder_whose_input_is_not_run_is_refused(vit, pixels):
+    read, written = ("resid_pre", 0), ("mlp_out", 1)
+    stream = vit.read(pixels, ["resid_pre"], [1])["resid_pre", 1]
+    with vit.saes({written: Splice(dictionary("relu", TRANSCODER), read, written)}):
+        vit(pixels)
+        with pytest.raises(SpliceError, match="reads resid_pre of layer 0, which this run does not pass"):
+            vit.forward_from(1, stream)
+
+
 def test_heads_are_read_side_by_side(vit, pixels):
     sae = dictionary("relu", AUTOENCODER)
     output, _ = vit.run_with_saes(pixels, {("z", 1): sae})
@@ -163,7 +172,8 @@ def test_an_edited_latent_moves_the_site_along_its_decoder_row(vit, pixels):
     sae = dictionary("relu", AUTOENCODER)
 
     def steer(latents: torch.Tensor) -> torch.Tensor:
-        return latents + 2.0 * torch.nn.functional.one_hot(torch.tensor(7), 30)
+        latents[..., 7] += 2.0
+        return latents
 
     output, latents = vit.run_with_saes(pixels, {FIRST: sae}, error_term=True, edits={FIRST: steer})
     expected = vit.run_with_hooks(pixels, {FIRST: lambda x: x + 2.0 * sae.W_dec[7]})
