@@ -112,16 +112,14 @@ def load_model(
 
     experiment, _, node = str(source).rpartition("/")
     if revision is None and not Path(source).is_dir() and _is_experiment(experiment):
-        if normalisation is not None:
-            raise TypeError(
-                "normalisation is for a folder or a hub model: an artifact has its image processor"
-            )
+        _refuse(normalisation)
         plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
         return load_artifact(_one_artifact(plan, node, select, Model), device)
     if select:
         raise TypeError(f"only a node of an experiment has axes to select by ({', '.join(select)})")
     folder = Path(source) if revision is None and Path(source).is_dir() else _from_hub(str(source), revision)
     if (folder / DATA).exists():
+        _refuse(normalisation)
         return load_artifact(Artifact(datasets.open_dataset(folder / DATA), folder), device)
     return open_folder(folder, device, normalisation)
 
@@ -208,6 +206,11 @@ def _dictionary_in(folder: Path) -> xr.Dataset:
     if not {"W_enc", "W_dec"} <= data.keys():
         raise NotThere(f"{folder} holds {', '.join(map(str, data))}, expected a dictionary")
     return data
+
+
+def _refuse(normalisation: object) -> None:
+    if normalisation is not None:
+        raise TypeError("normalisation is for a folder or a hub model: an artifact has its image processor")
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

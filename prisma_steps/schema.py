@@ -263,6 +263,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "entry_token": Meaning("place along token of what fires, −1 for padding", "1"),
     "entry_latent": Meaning("latent that fires, −1 for padding", "1"),
     "activation": Meaning("activation", "1"),
+    "n_latents": Meaning("latents of the dictionary", "latent"),
     "n_active": Meaning("latents that fire", "latent"),
     "top_image": Meaning("image in which the latent fires most strongly, by rank", "1"),
     "top_activation": Meaning("highest activation in the image", "1"),

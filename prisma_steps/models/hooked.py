@@ -27,6 +27,7 @@ from prisma_steps.models.sites import (
 from prisma_steps.models.splicing import Edit, SparseDictionary, Splice, Splicing, as_splice, by_site
 from prisma_steps.models.structure import Structure
 from prisma_steps.models.wiring import attached
+from prisma_steps.precision import ComputeDtype
 from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that

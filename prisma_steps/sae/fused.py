@@ -49,9 +49,9 @@ class FusedGradients(ABC):
     """Gradients of an autoencoder or transcoder whose decoder rows have unit norm.
 
     They are those of ``Autoencoder.objective``, but for the penalty's part along decoder rows, which
-    ``Autoencoder.constrain_gradient`` takes off. In bfloat16 weights, tokens, latents and errors are rounded to
-    8 significant bits where they are multiplied; sums are in float32. Neither the number of threads nor what
-    else runs changes a bit of what the kernels compute; oneDNN may split a sum by the number of threads.
+    ``Autoencoder.constrain_gradient`` takes off. In bfloat16 weights, tokens, latents and errors are rounded
+    to 8 significant bits where they are multiplied; sums are in float32. Neither the number of threads nor
+    what else runs changes a bit of what the kernels compute; oneDNN may split a sum by the number of threads.
 
     Attributes:
         copies: weights as they are multiplied, a latent a row: rounded, or the weights themselves. Whoever

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from prisma_steps.schema import SITE_DIMS, Activations, Dictionary, label
+from prisma_steps.schema import Activations, Dictionary, label
 from prisma_steps.step import Field, Job, Member, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
@@ -190,49 +190,20 @@ def _select(activations: xr.Dataset, params: Params) -> tuple[list[xr.DataArray]
     Raises:
         StepError: listing what is stored.
     """
-    site = _stored_site(activations, params.site, "site")
+    from prisma_steps.sae.selection import stored_layers, stored_site
+
+    site = stored_site(activations, params.site, "site")
     sites = {"site": site}
     if params.target_site is not None:
-        sites["target_site"] = _stored_site(activations, params.target_site, "target_site")
+        sites["target_site"] = stored_site(activations, params.target_site, "target_site")
     if params.target_site is not None and isinstance(params.layer, list):
         raise StepError("a crosscoder of several layers has no target_site: set one layer, or leave it out")
-    chosen = [_layers(activations[name], params.layer) for name in sites.values()]
+    chosen = [stored_layers(activations[name], params.layer) for name in sites.values()]
     layer = chosen[0].coords.get("layer")
     if layer is None:
         return chosen, sites
     values = layer.values.tolist()
     return chosen, {**sites, **({"layers": values} if layer.ndim else {"layer": values})}
-
-
-def _stored_site(activations: xr.Dataset, site: str | None, parameter: str) -> str:
-    stored = [str(name) for name in activations.data_vars if name in SITE_DIMS]
-    if site is None and len(stored) == 1:
-        site = stored[0]
-    if site not in stored:
-        problem = "several sites are stored" if site is None else f"site {site!r} is not stored"
-        raise StepError(f"{problem}: set {parameter} to one of {', '.join(stored)}")
-    if SITE_DIMS[site][:2] != ("image", "token") or len(SITE_DIMS[site]) != 3:
-        raise StepError(f"site {site!r} has dims {SITE_DIMS[site]}: a dictionary needs one vector a token")
-    return site
-
-
-def _layers(values: xr.DataArray, layer: int | Literal["last"] | list[int]) -> xr.DataArray:
-    """One layer, or several along ``layer``."""
-    if "layer" not in values.dims:
-        if layer != "last":
-            raise StepError(f"{values.name!r} exists once, not once a layer: leave layer out")
-        return values
-    stored = values["layer"].values.tolist()
-    if layer == "last":
-        return values.sel(layer=stored[-1])
-    asked = layer if isinstance(layer, list) else [layer]
-    lacking = [number for number in asked if number not in stored]
-    if lacking or not asked or len(set(asked)) < len(asked):
-        problem = f"layer {lacking[0]} of {values.name!r} is not stored" if lacking else f"layer is {asked}"
-        raise StepError(f"{problem}: set layer to one or several of {stored}, each once, or 'last'")
-    if isinstance(layer, list) and len(layer) == 1:
-        raise StepError(f"a crosscoder needs several layers: set layer to {layer[0]} for an autoencoder")
-    return values.sel(layer=layer)
 
 
 def _sample(stream: TokenStream, n_tokens: int) -> Sample:

@@ -162,6 +162,8 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
     (artifact,) = Path("artifacts/load_model").iterdir()
     from_artifact = prisma_steps.load_model(artifact)
     assert same(from_artifact, made[1]) and from_artifact.class_names == ("newt", "frog")
+    with pytest.raises(TypeError, match="an artifact has its image processor"):
+        prisma_steps.load_model(artifact, normalisation=([0.5] * 3, [0.5] * 3))
     assert same(prisma_steps.load_model("experiments/y.yaml/vit", path="../b"), made[1])
     assert same(prisma_steps.load_model(Path("a")), made[0])
 
