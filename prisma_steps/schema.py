@@ -251,6 +251,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "site": Meaning("site of the dictionary", "1"),
     "architecture": Meaning("architecture of the dictionary", "1"),
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
+    "basis": Meaning("what is active: latents or neurons", "1"),
     "target_site": Meaning("site that the dictionary writes", "1"),
     "mean_activation": Meaning("mean activation where a latent fires", "1"),
     "max_activation": Meaning("highest activation", "1"),

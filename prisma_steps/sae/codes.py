@@ -140,9 +140,10 @@ def dense_latents(codes: xr.Dataset, latents: Sequence[int]) -> xr.DataArray:
     strange = numbers[(numbers < 0) | (numbers >= n_latents)]
     if len(strange):
         raise StepError(f"no latent {strange[0]}: the dictionary has latents 0 to {n_latents - 1}")
+    given = [codes[name] for name in VARIABLES.values()]
     made = xr.apply_ufunc(
         _dense,
-        *(codes[name] for name in VARIABLES.values()),
+        *(part if part.chunks is None else part.chunk(entry=-1) for part in given),
         kwargs={"n_tokens": codes.sizes["token"], "latents": numbers},
         input_core_dims=[["entry"]] * 3,
         output_core_dims=[["token", "latent"]],

@@ -66,10 +66,9 @@ def _mean(stored: StoredTokens, width: int, job: Job) -> Tensor:
     """The mean token, in float64, block by block."""
     import torch
 
-    from prisma_steps.sae.codes import blocks_of_images
-
     total = torch.zeros(width, dtype=torch.float64)
-    for where in blocks_of_images(stored.n_images, stored.section_images):
+    for start in range(0, stored.n_images, stored.section_images):
+        where = slice(start, min(start + stored.section_images, stored.n_images))
         (table,) = tables = stored.room((where.stop - where.start) * stored.tokens_per_image)
         stored.read(where, tables)
         total += table.double().sum(0)

@@ -295,13 +295,13 @@ def _run(
             except StepError as error:
                 failed[i] = error
                 continue
-            _tell(trainers[i], members[i].job)
+            _tell(trainers[i], members[i].job, len(due))
     return failed
 
 
-def _tell(trainer: Trainer, job: Job) -> None:
+def _tell(trainer: Trainer, job: Job, members: int) -> None:
     """Keep a checkpoint now and then, and say how far the training is."""
-    if job.checkpoint.due():
+    if job.checkpoint.due(members):
         job.checkpoint.save(trainer.state())
     fvu, l0 = trainer.history["fvu"][-1], trainer.history["l0"][-1]
     job.progress(trainer.steps_done, trainer.recipe.n_steps, f"FVU {fvu:.3f}, L0 {l0:.1f}")

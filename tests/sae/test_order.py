@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prisma_steps.sae.order import Batches, GroupOrder, TokenOrder
+from prisma_steps.sae.order import Batches, GroupOrder
 
 orders = st.builds(
     GroupOrder,
@@ -110,14 +110,3 @@ def test_neighbours_are_far_apart_and_a_group_is_from_all_over_the_data():
     first = torch.tensor([image for image, _ in tokens[:2048]]).double()
     # The mean of 64 of 256 sections has a standard error of 1024/√12 · √((1 − 1/4) / 64) = 32.
     assert first.mean().item() == pytest.approx(512, abs=96)
-
-
-# --- of a whole table
-
-
-def test_a_table_is_served_in_batches_of_its_indices():
-    order = TokenOrder(n_stored=50, n_served=120, batch_size=20, seed=5)
-    tokens = [token for index in range(order.n_batches) for token in order.batch(index).tolist()]
-    assert sorted(tokens[:50]) == sorted(tokens[50:100]) == list(range(50))
-    assert tokens[:50] != tokens[50:100]
-    assert len(set(tokens[100:])) == 20

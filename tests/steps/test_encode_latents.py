@@ -138,7 +138,13 @@ def test_points_of_a_grid_are_dense_latents_too(activations, tmp_path):
     saes = [labelled(untrained(Shape(8, N_LATENTS), k=k), layer=1) for k in (2, 5)]
     points = [encoded(activations, sae, tmp_path / str(n)) for n, sae in enumerate(saes)]
     joined = xr.concat(
-        points, "k", join="outer", data_vars="all", coords="different", compat="equals", combine_attrs="drop"
+        [point.chunk() for point in points],
+        "k",
+        join="outer",
+        data_vars="all",
+        coords="different",
+        compat="equals",
+        combine_attrs="drop",
     )
     assert joined["entry_latent"].isnull().any()
     for number, point in enumerate(points):
