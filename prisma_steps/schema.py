@@ -253,6 +253,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
     "basis": Meaning("what is active: latents or neurons", "1"),
     "target_site": Meaning("site that the dictionary writes", "1"),
+    "target_layer": Meaning("layer of the site that a transcoder writes", "1"),
     "mean_activation": Meaning("mean activation where a latent fires", "1"),
     "max_activation": Meaning("highest activation", "1"),
     "latent_state": Meaning("dead, alive or dense", "1"),
