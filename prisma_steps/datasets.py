@@ -283,8 +283,8 @@ def _check_axes(axes: Sequence[Axis], dims: set[str]) -> None:
     for axis in axes:
         if axis.name in dims:
             raise StepError(
-                f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise where "
-                f"it is made (axis: {axis.name}_value)"
+                f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise "
+                f"where it is made (axis: {axis.name}_value)"
             )
 
 
