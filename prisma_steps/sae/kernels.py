@@ -18,8 +18,8 @@ kernel = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "ns
 
 #: Latents whose sums stay in the first-level cache.
 _TILE = 1024
-#: Rows and columns that are transposed at a time.
-_SIDE = 32
+#: Rows of a transposed matrix that are made at a time, and their columns.
+_HEIGHT, _WIDTH = 256, 64
 #: Latents whose largest is looked at before they are.
 _BLOCK = 32
 
@@ -121,18 +121,19 @@ def column_sums(first, last, weights, values, sums):
 
 @kernel
 def transpose(first, last, source, target):
-    """Of rows of ``target``: columns of ``source``, by way of squares in the first-level cache."""
-    square = np.empty((_SIDE, _SIDE), source.dtype)
-    for row in range(first, last, _SIDE):
-        height = min(_SIDE, last - row)
-        for column in range(0, source.shape[0], _SIDE):
-            width = min(_SIDE, source.shape[0] - column)
+    """Of rows of ``target``: columns of ``source``, by way of tiles in the first-level cache."""
+    # One more than needed: of columns a power of 2 apart the cache holds few.
+    tile = np.empty((_WIDTH, _HEIGHT + 1), source.dtype)
+    for row in range(first, last, _HEIGHT):
+        height = min(_HEIGHT, last - row)
+        for column in range(0, source.shape[0], _WIDTH):
+            width = min(_WIDTH, source.shape[0] - column)
             for j in range(width):
-                square[j, :height] = source[column + j, row : row + height]
+                tile[j, :height] = source[column + j, row : row + height]
             for i in range(height):
                 line = target[row + i, column : column + width]
-                for j in range(width):
-                    line[j] = square[j, i]
+                for j in range(len(line)):
+                    line[j] = tile[j, i]
 
 
 # --- sparse
@@ -218,6 +219,34 @@ def select(first, last, bits, latents, k, stops, indices, values):
                         values[slot] = widened(latents[token, i])
                         slot += 1
         stops[token] = slot
+
+
+@kernel
+def count(first, last, latents, counts):
+    """Of tokens: how many latents fire."""
+    for token in range(first, last):
+        row, total = latents[token], np.int32(0)
+        for i in range(len(row)):
+            total += np.int32(widened(row[i]) > np.float32(0))
+        counts[token] = total
+
+
+@kernel
+def compress(first, last, latents, starts, indices, values):
+    """Of tokens: which latents fire and how large they are, from the slot where each token starts."""
+    for token in range(first, last):
+        slot = starts[token]
+        for block in range(0, latents.shape[1], _BLOCK):
+            row = latents[token, block : block + _BLOCK]
+            largest = np.float32(0)
+            for i in range(len(row)):
+                largest = max(largest, widened(row[i]))
+            if largest > np.float32(0):
+                for i in range(len(row)):
+                    value = widened(row[i])
+                    if value > np.float32(0):
+                        indices[slot], values[slot] = block + i, value
+                        slot += 1
 
 
 @kernel

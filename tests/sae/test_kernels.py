@@ -179,6 +179,21 @@ def test_select_takes_nothing_where_nothing_is_positive(dtype):
     assert selected(latents, 3) == [[], [2]]
 
 
+@pytest.mark.parametrize("n_latents", [1, 31, 33, 300])
+def test_count_and_compress_find_what_fires(dtype, draw, n_latents):
+    latents = (draw(20, n_latents) - 0.5).relu().to(dtype)
+    latents[0], latents[1, 0], latents[2] = 0.0, -0.0, 1.0
+    counts = torch.empty(20, dtype=torch.int64)
+    in_parallel(kernels.count, 20, latents, counts)
+    assert counts.equal((latents > 0).sum(1))
+    starts = counts.cumsum(0) - counts
+    indices, values = torch.empty(int(counts.sum()), dtype=torch.int32), torch.empty(int(counts.sum()))
+    in_parallel(kernels.compress, 20, latents, starts, indices, values)
+    tokens, expected = (latents > 0).nonzero(as_tuple=True)
+    assert indices.long().equal(expected)
+    assert values.equal(latents[tokens, expected].float())
+
+
 @pytest.fixture
 def codes(draw):
     """Latents of tokens, 0 to 4 each, dense and as slots with room for 5 a token."""
