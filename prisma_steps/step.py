@@ -237,7 +237,7 @@ class Checkpoint:
     leave what an undisturbed job leaves, bit for bit, whenever it was saved.
 
     The state is saved every second, or as seldom as it takes to spend no more than a fiftieth of the time on
-    saving; but never more seldom than every ``every`` seconds.
+    saving; but never more seldom than every ``every`` seconds (times the members of a company).
     """
 
     def __init__(self, file: Path, every: float = 15.0) -> None:
@@ -259,9 +259,13 @@ class Checkpoint:
             warnings.warn(f"{self._file} is damaged ({error}); starting afresh", stacklevel=2)
             return None
 
-    def due(self) -> bool:
-        """Whether enough time has passed since the last save to make another worth it."""
-        return time.monotonic() - self._saved >= min(self._every, max(1.0, 50 * self._cost))
+    def due(self, members: int = 1) -> bool:
+        """Whether enough time has passed since the last save to make another worth it.
+
+        Args:
+            members: how many take turns in one process and save as seldom for each other's sake.
+        """
+        return time.monotonic() - self._saved >= members * min(self._every, max(1.0, 50 * self._cost))
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state on disk in one move, so that a kill leaves the old one or the new one."""

@@ -211,6 +211,13 @@ def _class_of(folder: Path, instead: Mapping[str, str]) -> Any:
         raise StepError(
             f"{folder.name} is no folder of a model: its {CONFIG} cannot be read ({error})"
         ) from error
+    if "architecture" in config:  # one, and not a list of them
+        raise StepError(
+            f"{folder.name} holds a model of timm ({config['architecture']}); load_model takes those of "
+            "transformers. Where transformers has the same weights by another name, take these; in Python, "
+            "HookedViT(timm.create_model(…)) of prisma_steps.models.hooked puts hooks on a VisionTransformer "
+            "of timm"
+        )
     name = next(iter(config.get("architectures") or []), None)
     name = instead.get(str(name), name)
     found = ToyViT if name == ToyViT.__name__ else getattr(transformers, str(name), None)

@@ -273,15 +273,10 @@ class Autoencoder(nn.Module, ABC):
         residual: Float[Tensor, "token d_out"],
         dead: Bool[Tensor, " latent"],
     ) -> Float[Tensor, ""]:
-        """Mean over tokens of ‖e − ê‖², where the d_out/2 largest dead latents reconstruct the residual e.
-
-        Negative pre-activations are not cut here: a latent that is below zero on every token would get no
-        gradient and stay dead.
-        """
+        """``dead_error`` of the latents that are ``dead``."""
         which = dead.nonzero().squeeze(1)
-        pre_activations = F.linear(self.centred(x), self.W_enc.T[which], self.encoder_bias[which])
-        k_aux = min(max(1, self.shape.d_out // 2), len(which))
-        return squared_error(residual, keep_largest(pre_activations, k_aux) @ self.W_dec[which])
+        encoder, bias = self.W_enc.T[which], self.encoder_bias[which]
+        return dead_error(self.centred(x), residual, encoder, bias, self.W_dec[which])
 
     # --- decoder rows
 
@@ -310,6 +305,23 @@ def squared_error(
 ) -> Float[Tensor, ""]:
     """Mean over tokens of ‖x − x̂‖²."""
     return (x - x_hat).square().sum(1).mean()
+
+
+def dead_error(
+    centred: Float[Tensor, "token d_in"],
+    residual: Float[Tensor, "token d_out"],
+    encoder: Float[Tensor, "dead d_in"],
+    bias: Float[Tensor, " dead"],
+    decoder: Float[Tensor, "dead d_out"],
+) -> Float[Tensor, ""]:
+    """Mean over tokens of ‖e − ê‖², where the d_out/2 largest dead latents reconstruct the residual e.
+
+    Negative pre-activations are not cut here: a latent that is below zero on every token would get no
+    gradient and stay dead. Gao et al. 2024, arXiv 2406.04093, section 2.4.
+    """
+    k_aux = min(max(1, decoder.shape[1] // 2), len(decoder))
+    latents = keep_largest(F.linear(centred, encoder, bias), k_aux)
+    return squared_error(residual, latents @ decoder)
 
 
 def keep_largest(values: Float[Tensor, "*batch latent"], k: int) -> Float[Tensor, "*batch latent"]:

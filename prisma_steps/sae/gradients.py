@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prisma_steps.models.fast_inference import ComputeDtype
 from prisma_steps.sae.autoencoder import Autoencoder, Objective
-
-ComputeDtype = Literal["float32", "bfloat16"]
 
 
 class Gradients(Protocol):

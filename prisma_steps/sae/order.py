@@ -53,27 +53,6 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class TokenOrder(Batches):
-    """Batches of indices into a table of all tokens.
-
-    Attributes:
-        seed: of the shuffles; every epoch has its own.
-    """
-
-    seed: int
-
-    def batch(self, index: int) -> Int[Tensor, " token"]:
-        """Indices of the tokens of batch ``index``, counted from 0 over all epochs."""
-        epoch, start, stop = self.place(index)
-        return _shuffle(self.n_stored, self.seed, epoch)[start:stop]
-
-
-@lru_cache(maxsize=1)
-def _shuffle(n_tokens: int, seed: int, epoch: int) -> Int[Tensor, " token"]:
-    return torch.randperm(n_tokens, generator=torch_generator(seed, f"sae/order/{epoch}"))
-
-
-@dataclass(frozen=True)
 class Group:
     """Tokens that are held in memory and shuffled together.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from prisma_steps.sae.tokens import chosen_tokens
@@ -18,7 +18,7 @@ Tables = tuple[Shaped[Tensor, "token *layer_d_model"], ...]
 
 #: So much of what is stored is read at once: long enough to be read fast, short enough that the many sections
 #: of a group are from all over the data.
-_SECTION_BYTES = 2**22
+_SECTION_BYTES = 2**23
 
 
 class StoredTokens:
@@ -45,9 +45,10 @@ class StoredTokens:
         for other in variables[1:]:
             _check_same_tokens(first, other)
         self._variables = variables
-        self._chosen = chosen_tokens(first["token_kind"].values, tokens)
+        chosen = np.flatnonzero(chosen_tokens(first["token_kind"].values, tokens))
+        self._chosen = _as_slice(chosen)
         self.n_images = first.sizes["image"]
-        self.tokens_per_image = int(self._chosen.sum())
+        self.tokens_per_image = len(chosen)
         per_image = sum(values.nbytes for values in variables) // self.n_images
         self.section_images = 2 ** max(0, int(math.log2(_SECTION_BYTES / per_image)))
 
@@ -55,9 +56,8 @@ class StoredTokens:
         """Tokens in all."""
         return self.n_images * self.tokens_per_image
 
-    def room(self, n_tokens: int) -> Tables:
-        """A table of so many tokens for each variable, not filled; in pinned memory where there is a GPU."""
-        pinned = torch.cuda.is_available()
+    def room(self, n_tokens: int, *, pinned: bool = False) -> Tables:
+        """A table of so many tokens for each variable, not filled; pinned if a GPU is to fetch it itself."""
         tables = []
         for values in self._variables:
             dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
@@ -72,10 +72,15 @@ class StoredTokens:
             StepError: when they cannot be read.
         """
         for values, table in zip(self._variables, into, strict=True):
-            read = _read(values, images)
             # Chosen after reading: Zarr reads scattered tokens an order of magnitude slower than all of them.
-            rows = read if self._chosen.all() else read[:, self._chosen]
+            rows = _read(values, images)[:, self._chosen]
             table.numpy().reshape(rows.shape)[...] = rows
+
+
+def _as_slice(index: Int[np.ndarray, " index"]) -> slice | Int[np.ndarray, " index"]:
+    """A slice if that says the same: it takes no copy."""
+    first, last = int(index[0]), int(index[-1])
+    return slice(first, last + 1) if last - first + 1 == len(index) else index
 
 
 def _read(values: xr.DataArray, images: slice) -> Shaped[np.ndarray, "image token ..."]:

@@ -97,7 +97,7 @@ class TokenStream:
             StepError: when activations cannot be read.
         """
         epoch, start, stop = self._batches.place(index)
-        batch = self._stored.room(stop - start)
+        batch = self._stored.room(stop - start, pinned=torch.cuda.is_available())
         for number, group in enumerate(self._order.groups(epoch)):
             first, last = max(start, group.start), min(stop, group.stop)
             if first >= last:

@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prisma_steps.models.fast_inference import ComputeDtype
 from prisma_steps.sae.autoencoder import Autoencoder, Objective
-from prisma_steps.sae.gradients import AutogradGradients, ComputeDtype
-from prisma_steps.sae.optimiser import DictionaryAdam
+from prisma_steps.sae.buffers import Buffers
+from prisma_steps.sae.fused import fused_gradients
+from prisma_steps.sae.gradients import AutogradGradients, Gradients
+from prisma_steps.sae.optimiser import dictionary_adam
 from prisma_steps.sae.resampling import resample
 from prisma_steps.seeding import torch_generator
 from prisma_steps.step import StepError
@@ -61,16 +64,30 @@ class Recipe:
 class Trainer:
     """A dictionary in training: ``advance`` with a batch until ``steps_done`` is the recipe's ``n_steps``."""
 
-    def __init__(self, autoencoder: Autoencoder, recipe: Recipe, mean: Float[Tensor, " d_out"]) -> None:
-        """Train an initialised ``autoencoder`` on its device; ``mean`` is that of the normalised targets."""
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        recipe: Recipe,
+        mean: Float[Tensor, " d_out"],
+        buffers: Buffers | None = None,
+    ) -> None:
+        """Train a dictionary on its device.
+
+        Args:
+            autoencoder: initialised.
+            recipe: how to train.
+            mean: of the normalised targets.
+            buffers: shared by dictionaries that are trained in turns; its own if None.
+        """
         self.autoencoder = autoencoder
         self.recipe = recipe
         self.steps_done = 0
         self.history: dict[str, list[float]] = {name: [] for name in ("step", "tokens_seen", *HISTORY)}
         device = autoencoder.W_dec.device
         self._mean = mean.to(device)
-        self._gradients = AutogradGradients(autoencoder, recipe.compute_dtype)
-        self._optimiser = DictionaryAdam(autoencoder)
+        fused = fused_gradients(autoencoder, recipe.compute_dtype, buffers)
+        self._gradients: Gradients = fused or AutogradGradients(autoencoder, recipe.compute_dtype)
+        self._optimiser = dictionary_adam(autoencoder, fused.copies if fused else None)
         self._tokens_seen = 0
         self._silent_tokens = torch.zeros(autoencoder.shape.n_latents, dtype=torch.int64, device=device)
 

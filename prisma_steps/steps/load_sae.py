@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from prisma_steps.schema import SITES_WITHOUT_LAYER, Dictionary, label
+from prisma_steps.schema import Dictionary, label
 from prisma_steps.step import Field, HubRevision, Job, OutsideFolder, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
@@ -81,14 +82,13 @@ def load_sae(params: Params, job: Job) -> xr.Dataset:
             belongs is not known or is not where ``site``, ``layer``, ``target_site`` or ``tokens`` say.
     """
     from prisma_steps.sae.formats.folders import read_folder
-    from prisma_steps.sae.labelled import dictionary_dataset
+    from prisma_steps.sae.formats.published import as_dataset
 
     folder, source = _source(params)
     found = read_folder(folder)
-    place = _place(found.place, params, found.autoencoder.shape.kind)
+    data = as_dataset(replace(found, place=_place(found.place, params)))
     job.progress(1, 1)
-    data = dictionary_dataset(found.autoencoder, {}, place)
-    return label(data.assign_attrs(**found.facts, **source))
+    return label(data.assign_attrs(**source))
 
 
 def _source(params: Params) -> tuple[Path, dict[str, str]]:
@@ -104,11 +104,11 @@ def _source(params: Params) -> tuple[Path, dict[str, str]]:
     return folder / inside, {"name": params.name, "commit": commit}
 
 
-def _place(said: Mapping[str, Any], params: Params, kind: str) -> dict[str, Any]:
+def _place(said: Mapping[str, Any], params: Params) -> dict[str, Any]:
     """Where the dictionary belongs, by its files and the parameters.
 
     Raises:
-        StepError: when neither tells, or they contradict each other.
+        StepError: when they contradict each other.
     """
     asked = {name: getattr(params, name) for name in ("site", "layer", "target_site", "tokens")}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -118,10 +118,4 @@ def _place(said: Mapping[str, Any], params: Params, kind: str) -> dict[str, Any]
             "; ".join(f"{name} is {asked[name]!r}, and the files say {said[name]!r}" for name in wrong)
             + ": leave it out, or take another dictionary"
         )
-    place = {"tokens": "all", **said, **asked}
-    once = place.get("site") in SITES_WITHOUT_LAYER
-    needed = ["site", *([] if once else ["layer"]), *(["target_site"] if kind == "transcoder" else [])]
-    lacking = [name for name in needed if name not in place]
-    if lacking:
-        raise StepError(f"the files do not say where the dictionary belongs: set {', '.join(lacking)}")
-    return place
+    return {**said, **asked}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from prisma_steps.sae.autoencoder import Autoencoder
+    from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.initialisation import Sample
     from prisma_steps.sae.stream import TokenStream
     from prisma_steps.sae.training import Trainer
@@ -131,6 +132,7 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
 
     Members are trained one after the other on each batch, so that each is what it is when trained alone.
     """
+    from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.initialisation import SAMPLE_TOKENS
     from prisma_steps.sae.stored import StoredTokens
     from prisma_steps.sae.stream import TokenStream
@@ -149,7 +151,8 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
         seed=shared.shuffle_seed,
     ) as stream:
         sample = _sample(stream, SAMPLE_TOKENS)
-        runs = [_start(sample, member, variables, stream.n_batches, device) for member in members]
+        buffers = Buffers()
+        runs = [_start(sample, member, variables, stream.n_batches, device, buffers) for member in members]
         del sample
         failed = _run(runs, members, stream, device)
     trained_on = {**place, "tokens": only_kind(variables[0], shared.tokens)}
@@ -212,7 +215,12 @@ def _sample(stream: TokenStream, n_tokens: int) -> Sample:
 
 
 def _start(
-    sample: Sample, member: Member[Params], variables: Sequence[xr.DataArray], n_steps: int, device: str
+    sample: Sample,
+    member: Member[Params],
+    variables: Sequence[xr.DataArray],
+    n_steps: int,
+    device: str,
+    buffers: Buffers,
 ) -> Trainer | StepError:
     """A member before its first step, or as its last checkpoint left it; or why it cannot be trained."""
     from prisma_steps.sae.training import Recipe, Trainer
@@ -234,7 +242,7 @@ def _start(
         compute_dtype=params.compute_dtype,
         seed=params.seed,
     )
-    trainer = Trainer(autoencoder.to(device), recipe, mean)
+    trainer = Trainer(autoencoder.to(device), recipe, mean, buffers)
     state = member.job.checkpoint.load()
     if state is not None:
         trainer.restore(state)
@@ -287,13 +295,13 @@ def _run(
             except StepError as error:
                 failed[i] = error
                 continue
-            _tell(trainers[i], members[i].job)
+            _tell(trainers[i], members[i].job, len(due))
     return failed
 
 
-def _tell(trainer: Trainer, job: Job) -> None:
+def _tell(trainer: Trainer, job: Job, members: int) -> None:
     """Keep a checkpoint now and then, and say how far the training is."""
-    if job.checkpoint.due():
+    if job.checkpoint.due(members):
         job.checkpoint.save(trainer.state())
     fvu, l0 = trainer.history["fvu"][-1], trainer.history["l0"][-1]
     job.progress(trainer.steps_done, trainer.recipe.n_steps, f"FVU {fvu:.3f}, L0 {l0:.1f}")

@@ -162,6 +162,8 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
     (artifact,) = Path("artifacts/load_model").iterdir()
     from_artifact = prisma_steps.load_model(artifact)
     assert same(from_artifact, made[1]) and from_artifact.class_names == ("newt", "frog")
+    with pytest.raises(TypeError, match="an artifact has its image processor"):
+        prisma_steps.load_model(artifact, normalisation=([0.5] * 3, [0.5] * 3))
     assert same(prisma_steps.load_model("experiments/y.yaml/vit", path="../b"), made[1])
     assert same(prisma_steps.load_model(Path("a")), made[0])
 
@@ -170,8 +172,8 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
 @pytest.mark.parametrize(
     ("source", "select", "error", "message"),
     [
-        ("y/vit", {}, NotThere, "2 models of vit are selected, expected one of"),
-        ("y/vit", {"path": "../c"}, NotThere, "0 models of vit"),
+        ("y/vit", {}, NotThere, "2 points of vit are selected, expected one of"),
+        ("y/vit", {"path": "../c"}, NotThere, "0 points of vit"),
         ("y/vit", {"paht": "../a"}, NotThere, "no axis 'paht'; did you mean 'path'?"),
         ("y/vit", {"path": "../a"}, NotThere, "1 of 1 artifacts of vit are not there yet"),
         ("y/vti", {}, NotThere, "no node 'vti'; did you mean 'vit'?"),

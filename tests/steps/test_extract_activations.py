@@ -267,3 +267,25 @@ def test_clips_and_other_channels_are_refused(model, dims, message):
     images = xr.Dataset({"pixels": (dims, np.zeros(shape, np.uint8))}, {"image": ["a", "b"]})
     with pytest.raises(StepError, match=message):
         extract_activations(model, images, Params(sites=["resid_post"]), Job())
+
+
+def test_still_images_for_a_video_model_are_refused(tmp_path):
+    config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "n_frames": 4, "tubelet_size": 2})
+    video = saved(ToyViT.initialised(config, torch.Generator().manual_seed(0)), tmp_path)
+    dims = ("image", "channel", "row", "column")
+    images = xr.Dataset({"pixels": (dims, np.zeros((2, 1, 8, 8), np.uint8))}, {"image": ["a", "b"]})
+    with pytest.raises(StepError, match=r"these are still images .* takes clips of 4 frames of 1 channels"):
+        extract(video, images, sites=["resid_post"])
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [("timesformer", "pattern"), ("clip classifier", "ln_final"), ("siglip bare", "logits")]
+)
+def test_sites_that_a_family_lacks_are_named(name, site, tmp_path):
+    model = make(name)
+    dims = ("image", *schema.IMAGE_DIMS[-len(model.input_shape) :])
+    pixels = xr.Dataset(
+        {"pixels": (dims, np.zeros((2, *model.input_shape), np.uint8))}, {"image": ["a", "b"]}
+    )
+    with pytest.raises(StepError, match=f"extract_activations: .*no site {site!r}"):
+        extract(saved(model.model, tmp_path), pixels, sites=[site])

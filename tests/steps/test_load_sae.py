@@ -178,5 +178,5 @@ def test_a_subfolder_without_a_dictionary_is_named():
 def test_a_revision_that_nobody_knows_is_a_problem_of_the_experiment(tmp_path):
     with pytest.raises(ExperimentError, match=r"sae\.name: the commit of 'org/saes' at revision 'v2' is not"):
         planned(tmp_path, f"{HUB}, revision: v2")
-    with pytest.raises(hub.HubError, match=f"'org/saes' at {'f' * 40} are not in the cache"):
+    with pytest.raises(hub.HubError, match=f"'org/saes' at {'f' * 40} cannot be downloaded: HF_HUB_OFFLINE"):
         load_sae(Params(name="org/saes", revision="f" * 40), Job())

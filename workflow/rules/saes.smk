@@ -1,8 +1,7 @@
 # Dictionaries: training and judging them.
 
 
-# One thread: the points of a grid run side by side. For one large dictionary on a CPU:
-# prisma-steps run EXPERIMENT -- --set-threads train_sae=8
+# Points of a grid that read the same activations are one job, so that it may have all cores.
 rule train_sae:
     input:
         missing_inputs,
@@ -12,7 +11,7 @@ rule train_sae:
         f"{RUN}/train_sae/{{key}}.log",
     benchmark:
         f"{RUN}/train_sae/{{key}}.tsv"
-    threads: 1
+    threads: 8
     resources:
         mem_mb=16000,
         runtime=720,

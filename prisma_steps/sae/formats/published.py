@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder
 from prisma_steps.sae.formats.files import FormatError
-from prisma_steps.sae.labelled import load_dictionary
+from prisma_steps.sae.labelled import dictionary_dataset, load_dictionary
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, TRANSFORMER_LENS_SITES, site_key
 
 #: What says where in a model a dictionary belongs. ``target_layer`` is there only where it is not ``layer``.
@@ -36,10 +36,37 @@ class Published:
 
 
 def from_dataset(data: xr.Dataset) -> Published:
-    """A dictionary as a step left it."""
+    """A dictionary as a step left it.
+
+    Raises:
+        FormatError: for data of several, or of something else.
+    """
+    try:
+        autoencoder = load_dictionary(data)
+    except (KeyError, ValueError) as error:
+        raise FormatError(
+            f"these data are not those of one dictionary ({error}). A grid of them keeps no settings that "
+            "differ: give the node, as experiment/node, and select one"
+        ) from error
     facts = {name: data.attrs[name] for name in ("model_name",) if name in data.attrs}
     place = {name: data.attrs[name] for name in PLACE if name in data.attrs}
-    return Published(load_dictionary(data), place, facts)
+    return Published(autoencoder, place, facts)
+
+
+def as_dataset(published: Published) -> xr.Dataset:
+    """A dictionary as a step leaves it, without a history.
+
+    Raises:
+        FormatError: when it is not known where it belongs.
+    """
+    place = {"tokens": "all", **published.place}
+    once = place.get("site") in SITES_WITHOUT_LAYER
+    transcodes = published.autoencoder.shape.kind == "transcoder"
+    needed = ["site", *([] if once else ["layer"]), *(["target_site"] if transcodes else [])]
+    lacking = [name for name in needed if name not in place]
+    if lacking:
+        raise FormatError(f"the files do not say where the dictionary belongs: set {', '.join(lacking)}")
+    return dictionary_dataset(published.autoencoder, {}, place).assign_attrs(**published.facts)
 
 
 def place_of(hook: str | None, target: str | None, tokens: str | None) -> dict[str, Any]:
