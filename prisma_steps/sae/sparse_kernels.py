@@ -9,8 +9,10 @@ import numpy as np
 
 from prisma_steps.sae.kernels import add_row, kernel, narrowed, widened
 
-#: Latents whose largest is looked at before they are.
+#: Latents that are looked at one by one only if any of them fires.
 _BLOCK = 32
+#: Pieces of a row that are laid one over the other.
+_PIECES = 32
 
 
 @kernel
@@ -36,23 +38,17 @@ def _kth_largest(values, k, heap):
 
 
 @kernel
-def _block_maxima(row, maxima):
-    whole = len(row) // _BLOCK
-    for block in range(whole):
-        values = row[block * _BLOCK : (block + 1) * _BLOCK]
-        largest = values[0]
-        for i in range(1, _BLOCK):
-            largest = values[i] if values[i] > largest else largest
-        maxima[block] = largest
-    for block in range(whole, len(maxima)):
-        maxima[block] = row[whole * _BLOCK :].max()
+def _raise_to(maxima, values):
+    for i in range(len(values)):
+        maxima[i] = values[i] if values[i] > maxima[i] else maxima[i]
 
 
 @kernel
 def select(first, last, bits, latents, k, stops, indices, values):
     """Of tokens: the ``k`` largest of ``latents`` that are positive; of equals those with the lower index.
 
-    Of blocks' largest, the k-th largest is a bound from below: few blocks hold anything above it.
+    A row is cut into pieces that are laid one over the other. Of the columns' largest, the k-th largest is a
+    bound from below: few columns hold anything above it.
 
     Args:
         first: first token.
@@ -65,33 +61,42 @@ def select(first, last, bits, latents, k, stops, indices, values):
         values: becomes how large they are.
     """
     n_latents = bits.shape[1]
-    maxima = np.empty((n_latents + _BLOCK - 1) // _BLOCK, bits.dtype)
+    width = (n_latents + _PIECES - 1) // _PIECES
+    maxima, chosen = np.empty(width, bits.dtype), np.empty(width, np.int32)
     heap = np.empty(k, bits.dtype)
-    candidates = np.empty(n_latents, bits.dtype)
+    # One more than can be kept: a candidate is written before it is known to be one.
+    candidates, places = np.empty(n_latents + 1, bits.dtype), np.empty(n_latents + 1, np.int32)
     for token in range(first, last):
         row = bits[token]
-        _block_maxima(row, maxima)
+        maxima[:] = 0
+        for start in range(0, n_latents, width):
+            piece = row[start : start + width]
+            _raise_to(maxima[: len(piece)], piece)
+        # 1 is the smallest positive number, as integer and as float.
         bound = max(_kth_largest(maxima, k, heap), 1)
+        n_chosen = 0
+        for column in range(width):
+            if maxima[column] >= bound:
+                chosen[n_chosen] = column
+                n_chosen += 1
         n = 0
-        for block in range(len(maxima)):
-            if maxima[block] >= bound:
-                for i in range(block * _BLOCK, min((block + 1) * _BLOCK, n_latents)):
-                    if row[i] >= bound:
-                        candidates[n] = row[i]
-                        n += 1
+        for start in range(0, n_latents, width):
+            piece = row[start : start + width]
+            for column in chosen[:n_chosen]:
+                if column < len(piece):
+                    candidates[n], places[n] = piece[column], start + column
+                    n += piece[column] >= bound
         smallest = max(_kth_largest(candidates[:n], k, heap), 1)
         equals = 0
         for value in heap:
             equals += value == smallest
         slot = token * k
-        for block in range(len(maxima)):
-            if maxima[block] >= smallest:
-                for i in range(block * _BLOCK, min((block + 1) * _BLOCK, n_latents)):
-                    if row[i] > smallest or (row[i] == smallest and equals > 0):
-                        equals -= row[i] == smallest
-                        indices[slot] = i
-                        values[slot] = widened(latents[token, i])
-                        slot += 1
+        for candidate in range(n):
+            value, place = candidates[candidate], places[candidate]
+            if value > smallest or (value == smallest and equals > 0):
+                equals -= value == smallest
+                indices[slot], values[slot] = place, widened(latents[token, place])
+                slot += 1
         stops[token] = slot
 
 
