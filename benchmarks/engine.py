@@ -89,11 +89,11 @@ def linked_job(folder: Path) -> bool:
     def link() -> None:
         spec = job.spec("linked") | {"key": f"{next(turn):016x}"}
         code = (
-            "from pathlib import Path; from prisma_steps.runner import main; "
-            f"main({json.dumps(spec)!r}, 'artifacts', Path('m.done'), Path('m.log'), Path('m.json'), 1)"
+            "from pathlib import Path; from prisma_steps.job_process import main; "
+            f"main({json.dumps([spec])!r}, 'artifacts', Path('m.done'), Path('m.log'), 1)"
         )
         command([sys.executable, "-c", code], folder, os.environ)()
-        state = json.loads((folder / "m.json").read_text())["state"]
+        state = json.loads((folder / f"{spec['key']}.json").read_text())["state"]
         if state != "linked":
             raise RuntimeError(f"the job was {state}, not linked")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prisma_steps.python_api import load, load_model
+    from prisma_steps.python_api import load, load_model, load_sae, save_sae
 
-__all__ = ["load", "load_model"]
+__all__ = ["load", "load_model", "load_sae", "save_sae"]
 
 
 def __getattr__(name: str) -> Any:

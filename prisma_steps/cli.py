@@ -172,7 +172,9 @@ def _print_plan(found: Plan, explainer: Explainer) -> None:
         step = found.experiment.nodes[node].step.name
         table.add_row(node, step, str(len(keys)), str(len(missing) or "–"), escape("\n".join(shown)))
     console.print(table)
-    console.print(f"{len(found.missing())} of {len(found.jobs)} jobs to run")
+    missing, alone = len(found.missing()), len(found.leaders())
+    together = "" if missing == alone else f", together in {alone} processes"
+    console.print(f"{missing} of {len(found.jobs)} jobs to run{together}")
 
 
 @app.command()

@@ -18,6 +18,8 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from prisma_steps.axes import Axis
+from prisma_steps.joined import join
+from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -249,10 +251,12 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
         starts = range(0, len(parts), len(last))
-        parts = [_join(parts[start : start + len(last)], dim) for start in starts]
+        parts = [join(parts[start : start + len(last)], dim) for start in starts]
     if not axes:
         return parts[0]
-    coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})
+    dims = {str(dim) for part in parts for dim in part.dims}
+    _check_axes(axes, dims)
+    coords = _grid_coords(axes, dims)
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
     for axis in reversed(axes):
@@ -275,17 +279,13 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     return combined
 
 
-def _join(parts: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
-    """Parts of one whole along ``dim``. In all else they must be the same."""
-    return xr.concat(
-        parts,
-        dim=dim,
-        data_vars="minimal",
-        coords="minimal",
-        compat="identical",
-        join="exact",
-        combine_attrs="identical",
-    )
+def _check_axes(axes: Sequence[Axis], dims: set[str]) -> None:
+    for axis in axes:
+        if axis.name in dims:
+            raise StepError(
+                f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise "
+                f"where it is made (axis: {axis.name}_value)"
+            )
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

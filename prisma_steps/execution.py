@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import xarray as xr
 from prisma_steps import datasets, fingerprint, schema
 from prisma_steps.axes import Axis
 from prisma_steps.data import outside_pixels
-from prisma_steps.step import Artifact, Blocks, Job, Output, Step, StepError
+from prisma_steps.step import Artifact, Blocks, Job, Member, Output, Step, StepError
 from prisma_steps.store import DATA, Store, Stored
 
 #: Pixels of files that a dask task reads at once.
@@ -21,25 +22,84 @@ _READ_BYTES = 2**26
 Report = Callable[[int, int, str], None]
 
 
-def execute(
-    step: Step, spec: Mapping[str, Any], store: Store, partial: Path, report: Report, threads: int
-) -> tuple[Path, dict[str, Any]]:
-    """Call the step and write what it returns below ``partial``, going on from what lies there.
+#: What became of a task: the folder to be committed and facts for the manifest; or why there is none.
+Made = tuple[Path, dict[str, Any]] | Exception
 
-    Returns:
-        The folder to be committed, and facts for the manifest.
+
+@dataclass(frozen=True)
+class Task:
+    """A job to be computed.
+
+    Attributes:
+        spec: the job as the plan wrote it.
+        partial: the folder to work in, going on from what lies there.
+        report: whom to tell how far it is.
+    """
+
+    spec: Mapping[str, Any]
+    partial: Path
+    report: Report
+
+
+def execute(step: Step, tasks: Sequence[Task], store: Store, threads: int) -> Iterator[Made]:
+    """Call the step and write what it returns.
+
+    Args:
+        step: the step of the tasks. One that computes points together does so with a single one too.
+        tasks: jobs that read the same inputs, which are opened once.
+        store: where the inputs lie.
+        threads: how many threads the step may use.
+
+    Yields:
+        What became of each task, in order, as soon as it is written. What fails while one task is written is
+        an error of that one.
+
+    Raises:
+        Exception: whatever the step raises; there is nothing then of the tasks that are left.
     """
     datasets.use_threads(threads)
-    job = Job(scratch=partial / "scratch", threads=threads, report=report)
     slots = {
         slot: open_input(store, filled, step.inputs[slot].kind, threads)
-        for slot, filled in spec["inputs"].items()
+        for slot, filled in tasks[0].spec["inputs"].items()
     }
-    params = step.params.model_validate(spec["parameters"])
-    result = step.function(**slots, params=params, job=job)
-    made = partial / "artifact"
-    _write(result, made, partial, step, report)
-    return made, {"data": datasets.describe(datasets.open_dataset(made / DATA)), "device": job.device_name}
+    members = [_member(step, task, threads) for task in tasks]
+    results = iter(_results(step, slots, members))
+    for task in tasks:
+        try:
+            result = next(results)
+        except StopIteration:
+            raise TypeError(
+                f"{step.name} left fewer results than the {len(tasks)} points it was given"
+            ) from None
+        yield result if isinstance(result, StepError) else _written(result, step, task, members)
+
+
+def _member(step: Step, task: Task, threads: int) -> Member[Any]:
+    job = Job(scratch=task.partial / "scratch", threads=threads, report=task.report)
+    return Member(step.params.model_validate(task.spec["parameters"]), job)
+
+
+def _results(step: Step, slots: Mapping[str, Any], members: Sequence[Member[Any]]) -> Iterable[Any]:
+    if step.together is not None:
+        return step.together(**slots, members=members)
+    (alone,) = members
+    return [step.function(**slots, params=alone.params, job=alone.job)]
+
+
+def _written(result: Any, step: Step, task: Task, members: Sequence[Member[Any]]) -> Made:
+    made = task.partial / "artifact"
+    try:
+        _write(result, made, task.partial, step, task.report)
+        data = datasets.describe(datasets.open_dataset(made / DATA))
+    except Exception as error:
+        return error
+    return made, {"data": data, "device": _device(members)}
+
+
+def _device(members: Sequence[Member[Any]]) -> str:
+    """The device that was used: one member may have asked for it on behalf of all."""
+    asked = [member.job for member in members if "device" in vars(member.job)]
+    return (asked or [members[0].job])[0].device_name
 
 
 def open_input(
@@ -54,7 +114,8 @@ def open_input(
         Axis(name, {key: tuple(values) for key, values in coords.items()}, *joined)
         for name, coords, *joined in filled["axes"]
     ]
-    parts = [open_artifact(store, found, threads, as_dask=True) for found in artifacts]
+    only_parts = len(axes) == 1 and axes[0].joined is not None
+    parts = [open_artifact(store, found, threads, as_dask=not only_parts) for found in artifacts]
     return datasets.combine(parts, axes)
 
 

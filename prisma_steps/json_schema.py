@@ -73,7 +73,7 @@ def _node(step: Step) -> dict[str, Any]:
 
 def _or_grid(parameter: dict[str, Any]) -> dict[str, Any]:
     """A parameter's schema, or a grid of such values; without the engine's own marks."""
-    marks = ("as_before", "only_for", "not_in_key", "no_grid", "title")
+    marks = ("as_before", "only_for", "not_in_key", "no_grid", "may_differ", "title")
     plain = {key: value for key, value in parameter.items() if key not in marks}
     if parameter.get("no_grid"):
         return plain

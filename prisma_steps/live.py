@@ -86,7 +86,9 @@ def _together(run: Run, name: str, jobs: Sequence[JobPlan]) -> Iterator[Row]:
     states = [run.state(job.key) for job in jobs]
     counts = {state: states.count(state) for state in _STYLES if state in states}
     ended = sum(state in ENDED for state in states)
-    seconds = sum(status.seconds for job in jobs if (status := run.statuses.get(job.key)) is not None)
+    told = [status for job in jobs if (status := run.statuses.get(job.key)) is not None]
+    # Jobs that are computed together have one log, and each says the time of all of them.
+    seconds = sum({status.log: status.seconds for status in told}.values())
     text = ", ".join(f"{count} {state}" for state, count in counts.items())
     overall = "failed" if "failed" in counts else "computed" if ended == len(jobs) else "running"
     yield Row(name, f"{len(jobs)} points", ended, len(jobs), text, seconds or None, overall)

@@ -77,13 +77,15 @@ def recompute(plan: Plan, count: int) -> list[Recomputed]:
 
 
 def _recomputed_digest(plan: Plan, job: JobPlan, threads: int) -> str:
-    from prisma_steps.execution import execute
+    from prisma_steps.execution import Task, execute
 
     partial = plan.store.partial(f"recompute-{job.key}")
     try:
-        spec = job.spec(plan.experiment.name)
-        made, _ = execute(load_step(job.step), spec, plan.store, partial, lambda *_: None, threads)
-        return content_digest(made)
+        task = Task(job.spec(plan.experiment.name), partial, lambda *_: None)
+        (made,) = execute(load_step(job.step), [task], plan.store, threads)
+        if isinstance(made, Exception):
+            raise made
+        return content_digest(made[0])
     finally:
         shutil.rmtree(partial)
 

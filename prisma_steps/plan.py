@@ -13,6 +13,7 @@ from typing import Any
 
 from prisma_steps import fingerprint
 from prisma_steps.axes import Axis, Index, View, points
+from prisma_steps.company import Company, companies
 from prisma_steps.experiment import Experiment, find_experiment, read_experiment
 from prisma_steps.models import hub
 from prisma_steps.node import Node
@@ -132,6 +133,24 @@ class Plan:
     def missing(self) -> list[JobPlan]:
         """Jobs without an artifact, inputs first."""
         return [job for key, job in self.jobs.items() if key not in self.present]
+
+    @cached_property
+    def _companies(self) -> Mapping[str, Company]:
+        steps = {name: node.step for name, node in self.experiment.nodes.items()}
+        return companies(self.jobs, steps)
+
+    def company(self, key: str) -> list[JobPlan]:
+        """The job of a key, and after it the missing ones that are computed together with it."""
+        others = [other for other in self._companies[key] if other != key and other not in self.present]
+        return [self.jobs[member] for member in (key, *others)]
+
+    def leader(self, key: str) -> JobPlan:
+        """The job in whose name Snakemake computes the missing job of a key: the first of its company."""
+        return self.jobs[next(other for other in self._companies[key] if other not in self.present)]
+
+    def leaders(self) -> list[JobPlan]:
+        """The jobs that Snakemake sees: of each company of missing jobs its leader, inputs first."""
+        return list({job.key: job for job in (self.leader(job.key) for job in self.missing())}.values())
 
     def refresh(self) -> None:
         """Look at the store again."""

@@ -42,6 +42,11 @@ class StatusFile:
         self._status = Status("running", time.time(), log=log)
         self._written = 0.0
 
+    @property
+    def folder(self) -> Path:
+        """Where the statuses of the step's jobs are."""
+        return self._file.parent
+
     def update(self, state: str, message: str = "") -> None:
         """Tell a new state, at once."""
         self._status.state, self._status.message = state, message

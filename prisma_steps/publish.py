@@ -128,7 +128,9 @@ def _node(plan: Plan, name: str, jobs: Any) -> NodeEntry:
     step = plan.experiment.nodes[name].step.name
     made = [plan.store.artifact(step, key).manifest for key in there]
     states = {"done": len(there), "missing": len(keys) - len(there)}
-    seconds = sum(manifest["seconds"] for manifest in made) if made else None
+    # What was computed together says the time of all of it.
+    shares = [manifest["seconds"] / (1 + manifest.get("together_with", 0)) for manifest in made]
+    seconds = sum(shares) if made else None
     return NodeEntry(name, step, {state: count for state, count in states.items() if count}, seconds, keys)
 
 

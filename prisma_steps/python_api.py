@@ -14,12 +14,13 @@ from prisma_steps.execution import open_artifact
 from prisma_steps.experiment import find_experiment
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.problems import ExperimentError, nearest
-from prisma_steps.schema import Model
+from prisma_steps.schema import Dictionary, Kind, Model
 from prisma_steps.step import Artifact, load_step
 from prisma_steps.store import DATA, Store
 
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
+    from prisma_steps.models.splicing import Splice
 
 
 class NotThere(LookupError):
@@ -80,6 +81,7 @@ def load_model(
     revision: str | None = None,
     store: str | Path | None = None,
     device: str = "cpu",
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     **select: Any,
 ) -> HookedViT:
     """A model with hooks on every site, in evaluation mode, its parameters without gradients.
@@ -90,6 +92,8 @@ def load_model(
         revision: branch, tag or commit of a hub model ("main" if None); given, ``source`` is one.
         store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
         device: where the weights go.
+        normalisation: mean and standard deviation of the pixels, divided by 255, of each channel; of a folder
+            or hub model that comes without ``preprocessor_config.json``.
         select: values of the node's axes, until one point of its grid is left.
 
     Raises:
@@ -108,14 +112,105 @@ def load_model(
 
     experiment, _, node = str(source).rpartition("/")
     if revision is None and not Path(source).is_dir() and _is_experiment(experiment):
+        _refuse(normalisation)
         plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
-        return load_artifact(_model_artifact(plan, node, select), device)
+        return load_artifact(_one_artifact(plan, node, select, Model), device)
     if select:
         raise TypeError(f"only a node of an experiment has axes to select by ({', '.join(select)})")
     folder = Path(source) if revision is None and Path(source).is_dir() else _from_hub(str(source), revision)
     if (folder / DATA).exists():
+        _refuse(normalisation)
         return load_artifact(Artifact(datasets.open_dataset(folder / DATA), folder), device)
-    return open_folder(folder, device)
+    return open_folder(folder, device, normalisation)
+
+
+def load_sae(
+    source: str | Path, *, store: str | Path | None = None, device: str = "cpu", **select: Any
+) -> Splice:
+    """A dictionary with its place, to be spliced into its model; ``.dictionary`` is the dictionary itself.
+
+    Args:
+        source: a node of an experiment as ``experiment/node``; or a folder: of an artifact, or as SAELens or
+            ViT-Prisma writes it.
+        store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
+        device: where the weights go.
+        select: values of the node's axes, until one point of its grid is left.
+
+    Raises:
+        ExperimentError: when the experiment file is wrong.
+        NotThere: when there is no such node, no dictionary in it or more than one, or it is not made yet.
+        StepError: when the folder has no such dictionary.
+
+    Example:
+        >>> model = prisma_steps.load_model("quickstart/vit", n_layers=3)
+        >>> sae = prisma_steps.load_sae("quickstart/sae", architecture="topk", k=8)
+        >>> logits, latents = model.run_with_saes(images, {sae.writes: sae}, error_term=True)
+    """
+    from prisma_steps.sae.placed import as_splice
+
+    return as_splice(_dictionary(source, store, select), device)
+
+
+def save_sae(
+    source: str | Path | xr.Dataset,
+    folder: str | Path,
+    *,
+    format: str = "sae_lens",
+    store: str | Path | None = None,
+    **select: Any,
+) -> Path:
+    """Write a dictionary into a new folder as another toolkit reads it; norm factors are folded.
+
+    Args:
+        source: as for ``load_sae``, or what a step left, as data.
+        folder: where to; made if it is not there.
+        format: ``sae_lens`` or ``vit_prisma``.
+        store: root of the store (``PRISMA_STEPS_STORE`` or ``artifacts/`` if None).
+        select: values of the node's axes, until one point of its grid is left.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExperimentError: when the experiment file is wrong.
+        NotThere: as ``load_sae``.
+        StepError: when the format cannot hold such a dictionary, or the folder holds one.
+    """
+    from prisma_steps.sae.formats.folders import write_folder
+    from prisma_steps.sae.formats.published import from_dataset
+
+    data = source if isinstance(source, xr.Dataset) else _dictionary(source, store, select)
+    write_folder(from_dataset(data), Path(folder), format)
+    return Path(folder)
+
+
+def _dictionary(source: str | Path, store: str | Path | None, select: Mapping[str, Any]) -> xr.Dataset:
+    """The data of a dictionary in the store."""
+    if Path(source).is_dir():
+        if select:
+            raise TypeError(f"only a node of an experiment has axes to select by ({', '.join(select)})")
+        return _dictionary_in(Path(source))
+    experiment, _, node = str(source).rpartition("/")
+    plan = plan_experiment(experiment, Store(Path(store)) if store is not None else None)
+    return _one_artifact(plan, node, select, Dictionary).data
+
+
+def _dictionary_in(folder: Path) -> xr.Dataset:
+    """The dictionary of an artifact, or that of another toolkit."""
+    from prisma_steps.sae.formats.folders import read_folder
+    from prisma_steps.sae.formats.published import as_dataset
+
+    if not (folder / DATA).exists():
+        return as_dataset(read_folder(folder))
+    data = datasets.open_dataset(folder / DATA)
+    if not {"W_enc", "W_dec"} <= data.keys():
+        raise NotThere(f"{folder} holds {', '.join(map(str, data))}, expected a dictionary")
+    return data
+
+
+def _refuse(normalisation: object) -> None:
+    if normalisation is not None:
+        raise TypeError("normalisation is for a folder or a hub model: an artifact has its image processor")
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -137,20 +232,22 @@ def _is_experiment(name: str) -> bool:
         return False
 
 
-def _model_artifact(plan: Plan, node: str, select: Mapping[str, Any]) -> Artifact:
-    """The artifact of a node that is a model, at the one point of its grid that ``select`` leaves."""
+def _one_artifact(plan: Plan, node: str, select: Mapping[str, Any], expected: Kind) -> Artifact:
+    """The artifact of a node of a kind, at the one point of its grid that ``select`` leaves."""
     _check_node(plan, node)
     jobs = list(plan.grids[node].values())
     kind = load_step(jobs[0].step).output
-    if kind is not Model:
-        raise NotThere(f"{node} is made by {jobs[0].step}, which leaves {kind.name}, expected a model")
+    if kind is not expected:
+        raise NotThere(
+            f"{node} is made by {jobs[0].step}, which leaves {kind.name}, expected a {expected.name}"
+        )
     strange = sorted(select.keys() - jobs[0].point.keys())
     if strange:
         raise NotThere(f"{node} has no axis {strange[0]!r}; {nearest(strange[0], jobs[0].point)}")
     left = [job for job in jobs if all(job.point[name] == value for name, value in select.items())]
     if len(left) != 1:
         titles = ", ".join(job.title for job in (left or jobs)[:5])
-        raise NotThere(f"{len(left)} models of {node} are selected, expected one of: {titles} …")
+        raise NotThere(f"{len(left)} points of {node} are selected, expected one of: {titles} …")
     _check_made(plan, node, left)
     found = plan.store.artifact(left[0].step, left[0].key)
     return Artifact(open_artifact(plan.store, found), found.folder)

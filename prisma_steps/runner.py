@@ -1,84 +1,92 @@
-"""Running one job: find it done, link it, or compute it; and leave a whole artifact or none."""
+"""Running jobs: found done, linked, or computed with their company; each leaves a whole artifact or none."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from prisma_steps import fingerprint
+from prisma_steps import fingerprint, manifest
 from prisma_steps.lock import Owner
 from prisma_steps.progress import StatusFile
-from prisma_steps.store import Store, Stored, link_tree, no_space
+from prisma_steps.store import Store, Stored, link_tree
 
-#: What a manifest says of how its data were computed; a linked artifact inherits it.
-_FACTS = ("data", "versions", "host", "device", "threads", "seconds", "peak_memory")
-
-_PACKAGES = (
-    "prisma-steps",
-    "torch",
-    "transformers",
-    "numpy",
-    "xarray",
-    "zarr",
-    "dask",
-    "snakemake",
-    "matplotlib",
-)
+if TYPE_CHECKING:
+    from prisma_steps.step import Step
 
 
 class JobError(Exception):
     """A job that cannot be run, with all that the user needs to know."""
 
 
-def run_job(spec: Mapping[str, Any], store: Store, status: StatusFile, threads: int = 1) -> str:
-    """Make the artifact of a job.
+#: What became of a job: ``cached`` (another run made it first), ``linked`` (the same computation was done
+#: before, under another key), ``computed``, or the error for which it has no artifact.
+Outcome = str | Exception
+
+Spec = Mapping[str, Any]
+
+
+def run_jobs(
+    specs: Sequence[Spec], store: Store, statuses: Mapping[str, StatusFile], threads: int = 1
+) -> Generator[tuple[str, Outcome], None, None]:
+    """Make the artifacts of a company of jobs: one job, or several that are computed together.
 
     Args:
-        spec: the job as the plan wrote it (``JobPlan.spec``).
+        specs: the jobs as the plan wrote them (``JobPlan.spec``).
         store: where artifacts lie.
-        status: whom to tell how far it is.
+        statuses: whom to tell how far each is, by key.
         threads: how many threads the step may use.
 
-    Returns:
-        ``cached`` (another run made it first), ``linked`` (the same computation was done before, under
-        another key) or ``computed``.
+    Yields:
+        The key of each job with what became of it, as soon as that is known.
 
     Raises:
         JobError: when an input is missing, or the code is not the code that was planned.
         StepError: a mistake of the user's that the step found.
     """
-    step, key = spec["step"], spec["key"]
+    with ExitStack() as locks:
+        # In one order everywhere: two runs with members in common never wait for each other.
+        for spec in sorted(specs, key=lambda spec: spec["key"]):
+            locks.enter_context(store.lock(spec["key"], partial(_tell_waiting, statuses, spec["title"])))
+        for status in statuses.values():
+            status.update("running")
+        missing = [spec for spec in specs if not store.has(spec["step"], spec["key"])]
+        yield from ((spec["key"], "cached") for spec in specs if spec not in missing)
+        if missing:
+            yield from _make(missing, store, statuses, threads)
 
-    def on_wait(owner: Owner) -> None:
-        status.update("waiting", f"{owner} is making it")
 
-    with store.lock(key, on_wait):
-        status.update("running")
-        if store.has(step, key):
-            return "cached"
-        digests = _input_digests(spec, store)
+def _tell_waiting(statuses: Mapping[str, StatusFile], title: str, owner: Owner) -> None:
+    for status in statuses.values():
+        status.update("waiting", f"{owner} is making {title}")
+
+
+def _make(
+    specs: Sequence[Spec], store: Store, statuses: Mapping[str, StatusFile], threads: int
+) -> Iterator[tuple[str, Outcome]]:
+    """Link what was computed before, and compute the others together."""
+    digests = _input_digests(specs[0], store)
+    left: dict[str, Spec] = {}
+    for spec in specs:
         identity = {**spec["identity"], "inputs": digests}
         computation = fingerprint.digest({"engine": fingerprint.ENGINE, **identity})
         found = store.outcome(computation)
-        if found is not None:
-            _link(spec, store, found, digests, computation)
-            return "linked"
-        _compute(spec, store, digests, computation, status, threads)
-        return "computed"
+        if found is None:
+            left[computation] = spec
+            continue
+        _link(spec, store, found, digests, computation)
+        yield spec["key"], "linked"
+    if left:
+        yield from _compute(left, store, digests, statuses, threads)
 
 
-def _input_digests(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def _input_digests(spec: Spec, store: Store) -> dict[str, Any]:
     """Digests of what the job reads, in the shape of ``identity["inputs"]``."""
     digests = {}
     for slot, filled in spec["inputs"].items():
@@ -92,35 +100,46 @@ def _input_digests(spec: Mapping[str, Any], store: Store) -> dict[str, Any]:
     return digests
 
 
-def _link(
-    spec: Mapping[str, Any], store: Store, found: Stored, digests: Mapping[str, Any], computation: str
-) -> None:
-    made = _fresh(store.partial(spec["key"]) / "artifact", make=False)
+def _link(spec: Spec, store: Store, found: Stored, digests: Mapping[str, Any], computation: str) -> None:
+    made = store.partial(spec["key"]) / "artifact"
+    shutil.rmtree(made, ignore_errors=True)
     link_tree(found.folder, made)
-    facts = {name: found.manifest[name] for name in _FACTS}
+    facts = {name: found.manifest[name] for name in manifest.FACTS if name in found.manifest}
     facts["linked_from"] = f"{found.step}/{found.key}"
-    store.commit(spec["step"], spec["key"], made, _manifest(spec, digests, computation, facts))
-
-
-def _fresh(folder: Path, *, make: bool = True) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    if make:
-        folder.mkdir(parents=True)
-    return folder
+    store.commit(spec["step"], spec["key"], made, manifest.describe(spec, digests, computation, facts))
 
 
 def _compute(
-    spec: Mapping[str, Any],
+    specs: Mapping[str, Spec],
     store: Store,
     digests: Mapping[str, Any],
-    computation: str,
-    status: StatusFile,
+    statuses: Mapping[str, StatusFile],
     threads: int,
-) -> None:
-    from prisma_steps.execution import execute
-    from prisma_steps.step import load_step, outside_fields
+) -> Iterator[tuple[str, Outcome]]:
+    """Compute jobs together; ``specs`` by the digests of the computations."""
+    from prisma_steps.execution import Task, execute
+    from prisma_steps.step import load_step
 
-    step = load_step(spec["step"])
+    step = load_step(next(iter(specs.values()))["step"])
+    for spec in specs.values():
+        _check_as_planned(step, spec, store)
+    began = time.monotonic()
+    tasks = [
+        Task(spec, store.partial(spec["key"]), statuses[spec["key"]].progress) for spec in specs.values()
+    ]
+    for (computation, spec), made in zip(specs.items(), execute(step, tasks, store, threads), strict=True):
+        if isinstance(made, Exception):
+            yield spec["key"], made
+            continue
+        folder, facts = made
+        facts |= _facts(threads, began, len(tasks))
+        about = manifest.describe(spec, digests, computation, facts)
+        yield spec["key"], _commit(step, spec, store, folder, about)
+
+
+def _check_as_planned(step: Step, spec: Spec, store: Store) -> None:
+    from prisma_steps.step import outside_fields
+
     if fingerprint.code_digest(step) != spec["identity"]["code"]:
         raise JobError(f"{spec['title']}: the code changed after this run was planned; run again")
     outside = spec["identity"].get("outside", {})
@@ -129,65 +148,28 @@ def _compute(
             raise JobError(
                 f"{spec['title']}: the content of {name} changed after this run was planned; run again"
             )
-    began = time.monotonic()
-    made, facts = execute(step, spec, store, store.partial(spec["key"]), status.progress, threads)
-    facts |= {
-        "versions": _versions(),
+
+
+def _facts(threads: int, began: float, members: int) -> dict[str, Any]:
+    """How an artifact was computed; time and memory are those of all that were computed together."""
+    return {
+        "versions": manifest.versions(),
         "host": socket.gethostname(),
         "threads": threads,
         "seconds": round(time.monotonic() - began, 3),
         "peak_memory": peak_memory(),
-    }
-    store.save_code(spec["identity"]["code"], lambda: fingerprint.code_definitions(step))
-    store.commit(spec["step"], spec["key"], made, _manifest(spec, digests, computation, facts))
-
-
-def _manifest(
-    spec: Mapping[str, Any], digests: Mapping[str, Any], computation: str, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All that is to be said of an artifact, without paths of this machine."""
-    outside = spec["identity"].get("outside", {})
-    parameters = {
-        name: Path(value).name if name in outside else value for name, value in spec["parameters"].items()
-    }
-    inputs = {
-        slot: {**filled, "digests": digests[slot]["digests"] if filled["gathered"] else [digests[slot]]}
-        for slot, filled in spec["inputs"].items()
-    }
-    return {
-        "title": spec["title"],
-        "experiment": spec["experiment"],
-        "node": spec["node"],
-        "point": spec["point"],
-        "parameters": parameters,
-        "identity": spec["identity"],
-        "inputs": inputs,
-        "computation": computation,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "git": _git_commit(),
-        **facts,
+        **({"together_with": members - 1} if members > 1 else {}),
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the current folder, with a + when files differ from it; None outside a repository."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or None
+def _commit(step: Step, spec: Spec, store: Store, folder: Path, about: Mapping[str, Any]) -> Outcome:
+    """Bring an artifact to its place. What goes wrong there is an error of this one and of no other."""
+    try:
+        store.save_code(spec["identity"]["code"], lambda: fingerprint.code_definitions(step))
+        store.commit(spec["step"], spec["key"], folder, about)
+    except Exception as error:
+        return error
+    return "computed"
 
 
 def peak_memory() -> int:
@@ -203,72 +185,3 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def main(spec_json: str, store_root: str, marker: Path, log: Path, status_file: Path, threads: int) -> None:
-    """Run a job as a process of its own; exits with 1 on failure, with the reason in status and log."""
-    _send_output_to(log)
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    # Threads that wait spin for a moment only: spinning on, they slow each other down many times as soon as
-    # another process wants the cores; asleep at once, they wake too late for the small products of a toy ViT.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGTERM, _leave)
-    status = StatusFile(status_file, str(log))
-    spec = json.loads(spec_json)
-    try:
-        outcome = run_job(spec, Store(Path(store_root)), status, threads)
-    except (KeyboardInterrupt, SystemExit):
-        status.update("failed", "interrupted; run again to go on")
-        raise
-    except Exception as error:
-        message = explain(error, spec, Path(store_root), status_file.parent)
-        status.update("failed", message)
-        if not isinstance(error, _expected()):
-            traceback.print_exc()
-        sys.stderr.write(f"{message}\n")
-        raise SystemExit(1) from None
-    status.update(outcome)
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-
-
-def _leave(sign: int, _frame: object) -> NoReturn:
-    """Leave on a polite request to end (a batch system's, say) as on Ctrl-C: letting go of the lock."""
-    raise SystemExit(128 + sign)
-
-
-def _expected() -> tuple[type[BaseException], ...]:
-    from prisma_steps.step import StepError
-
-    return (JobError, StepError)
-
-
-def explain(error: Exception, spec: Mapping[str, Any], root: Path, results: Path) -> str:
-    """What to tell the user of an error, which arose in a job with files in the store and in ``results``."""
-    if no_space(error):
-        full = min((root, results), key=lambda folder: shutil.disk_usage(folder).free)
-        if full == results:
-            return f"{spec['title']}: no space left on the disk of {results}; make room and run again"
-        _make_room(root / ".partial" / spec["key"])
-        return (
-            f"{spec['title']}: no space left in the store {root.resolve()}. No half-written artifact is in "
-            "it; make room (prisma-steps gc shows what no experiment needs) and run again"
-        )
-    if isinstance(error, _expected()):
-        return str(error)
-    return f"{spec['title']}: {type(error).__name__}: {error}"
-
-
-def _make_room(partial: Path) -> None:
-    """Remove what the next run would write anew, for the sake of jobs that could still fit in."""
-    if not (partial / "blocks.json").exists():
-        shutil.rmtree(partial / "artifact", ignore_errors=True)
-
-
-def _send_output_to(log: Path) -> None:
-    """Have all output of this process, of libraries and children too, go to the job's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(handle, stream)
-    os.close(handle)

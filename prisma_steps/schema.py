@@ -32,6 +32,9 @@ DIMS: Mapping[str, str] = {
     "d_target": "a coordinate of what a transcoder writes",
     "component": "a summand of the residual stream: embed, attn_<layer> or mlp_<layer>",
     "latent": "a latent of a dictionary",
+    "entry": "one firing of a latent in an image, in the order of tokens and then of latents",
+    "rank": "a place among a latent's images, from 0, where it fires most strongly",
+    "quantile": "a share of the images in which a latent fires, that fire it as strongly or less",
     "class": "a class",
     "seed": "a random seed",
     "step": "an optimiser step of a training run",
@@ -229,6 +232,17 @@ MEANINGS: Mapping[str, Meaning] = {
     "ce_zero_ablation": Meaning("zero-ablation CE", "nat"),
     "ce_error_term": Meaning("CE with the error term added back", "nat"),
     "ce_recovered": Meaning("CE recovered", "%"),
+    "top1": Meaning("top-1", "1"),
+    "top1_reconstruction": Meaning("top-1 with the reconstruction", "1"),
+    "top1_zero_ablation": Meaning("top-1 with zero ablation", "1"),
+    "top1_error_term": Meaning("top-1 with the error term added back", "1"),
+    "ce_without_temperature": Meaning("CE without temperature", "nat"),
+    "ce_reconstruction_without_temperature": Meaning("reconstruction CE without temperature", "nat"),
+    "ce_zero_ablation_without_temperature": Meaning("zero-ablation CE without temperature", "nat"),
+    "ce_error_term_without_temperature": Meaning(
+        "CE without temperature with the error term added back", "nat"
+    ),
+    "ce_recovered_without_temperature": Meaning("CE recovered without temperature", "%"),
     "alive_latents": Meaning("share of latents that fired", "1"),
     "dead_share": Meaning("share of latents that never fired", "1"),
     "dense_latents": Meaning("share of latents that fire on more than 10 % of the tokens", "1"),
@@ -237,8 +251,28 @@ MEANINGS: Mapping[str, Meaning] = {
     "site": Meaning("site of the dictionary", "1"),
     "architecture": Meaning("architecture of the dictionary", "1"),
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
+    "basis": Meaning("what is active: latents or neurons", "1"),
+    "target_site": Meaning("site that the dictionary writes", "1"),
+    "target_layer": Meaning("layer of the site that a transcoder writes", "1"),
+    "mean_activation": Meaning("mean activation where a latent fires", "1"),
+    "max_activation": Meaning("highest activation", "1"),
+    "latent_state": Meaning("dead, alive or dense", "1"),
+    "decoder_norm": Meaning("norm of the decoder row", "1"),
+    "nearest_latent": Meaning("latent with the nearest decoder row, −1 for none", "1"),
     "max_decoder_cosine": Meaning("cosine to the nearest other decoder row", "1"),
     "n_tokens": Meaning("tokens evaluated", "token"),
+    # codes and what is made of them
+    "entry_token": Meaning("place along token of what fires, −1 for padding", "1"),
+    "entry_latent": Meaning("latent that fires, −1 for padding", "1"),
+    "activation": Meaning("activation", "1"),
+    "n_latents": Meaning("latents of the dictionary", "latent"),
+    "n_active": Meaning("latents that fire", "latent"),
+    "top_image": Meaning("image in which the latent fires most strongly, by rank", "1"),
+    "top_activation": Meaning("highest activation in the image", "1"),
+    "top_heat_map": Meaning("activation", "1"),
+    "quantile_image": Meaning("image at the quantile of the latent's activation", "1"),
+    "quantile_activation": Meaning("highest activation in the image at the quantile", "1"),
+    "quantile_heat_map": Meaning("activation", "1"),
     # interventions
     "logit_difference": Meaning("logit difference, clean class − corrupted class", "1"),
     "normalised_logit_difference": Meaning("normalised logit difference (clean = 1, corrupted = 0)", "1"),
@@ -260,6 +294,8 @@ class Kind:
         dims: every dimension that an artifact of this kind may have.
         required: variables that must be there, with their dims.
         otherwise: dims that a required variable may have instead.
+        seldom: those of ``dims`` that only some artifacts of the kind have (the layers of a crosscoder). They
+            may be axes of a grid of the others.
         files: files that must lie beside the data. A slot of such a kind receives an ``Artifact``
             (data and files) instead of a Dataset.
     """
@@ -269,6 +305,7 @@ class Kind:
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     otherwise: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+    seldom: frozenset[str] = frozenset()
 
     def __hash__(self) -> int:
         """Kinds are told apart by their names."""
@@ -297,11 +334,33 @@ Dictionary = Kind(
         "W_dec": [("latent", "layer", "d_model"), ("latent", "d_target")],
         "b_dec": [("layer", "d_model"), ("d_target",)],
     },
+    seldom=frozenset({"layer"}),
 )
 Quality = Kind(
     "quality",
-    frozenset({"token_kind", "latent"}),
+    frozenset({"layer", "token_kind", "latent"}),
     required={"l0": ("token_kind",), "fvu": ("token_kind",)},
+    otherwise={"fvu": [("layer", "token_kind")]},  # crosscoders
+    seldom=frozenset({"layer"}),
+)
+Codes = Kind(
+    "codes",
+    frozenset({"image", "token", "entry"}),
+    required={
+        "entry_token": ("image", "entry"),
+        "entry_latent": ("image", "entry"),
+        "activation": ("image", "entry"),
+        "n_active": ("image", "token"),
+    },
+)
+Ranking = Kind(
+    "ranking",
+    frozenset({"latent", "rank", "quantile", "token"}),
+    required={
+        "top_image": ("latent", "rank"),
+        "top_activation": ("latent", "rank"),
+        "top_heat_map": ("latent", "rank", "token"),
+    },
 )
 Patching = Kind(
     "patching",

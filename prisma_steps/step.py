@@ -16,11 +16,11 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -37,6 +37,7 @@ __all__ = [
     "HubRevision",
     "InParts",
     "Job",
+    "Member",
     "Output",
     "OutsideFolder",
     "SiteName",
@@ -65,6 +66,7 @@ class StepParams(BaseModel):
     * ``{"only_for": {"architecture": ["topk"]}}``: a parameter without effect unless another has one of the
       values named. It is left out of the key where it has none.
     * ``{"no_grid": True}``: a parameter that has one value at a node, and no grid of values.
+    * ``{"may_differ": True}``: a parameter in which points may differ that are computed together (``step``).
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -235,7 +237,7 @@ class Checkpoint:
     leave what an undisturbed job leaves, bit for bit, whenever it was saved.
 
     The state is saved every second, or as seldom as it takes to spend no more than a fiftieth of the time on
-    saving; but never more seldom than every ``every`` seconds.
+    saving; but never more seldom than every ``every`` seconds (times the members of a company).
     """
 
     def __init__(self, file: Path, every: float = 15.0) -> None:
@@ -257,9 +259,13 @@ class Checkpoint:
             warnings.warn(f"{self._file} is damaged ({error}); starting afresh", stacklevel=2)
             return None
 
-    def due(self) -> bool:
-        """Whether enough time has passed since the last save to make another worth it."""
-        return time.monotonic() - self._saved >= min(self._every, max(1.0, 50 * self._cost))
+    def due(self, members: int = 1) -> bool:
+        """Whether enough time has passed since the last save to make another worth it.
+
+        Args:
+            members: how many take turns in one process and save as seldom for each other's sake.
+        """
+        return time.monotonic() - self._saved >= members * min(self._every, max(1.0, 50 * self._cost))
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state on disk in one move, so that a kill leaves the old one or the new one."""
@@ -314,6 +320,8 @@ class Job:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # As torch.use_deterministic_algorithms(True), which imports the compiler: more than a second.
         torch.set_deterministic_debug_mode("error")
+        # Deterministic mode would write NaN into all memory first: a third of the time of a forward pass.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.set_num_threads(self.threads)
         return os.environ.get("PRISMA_STEPS_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -327,15 +335,33 @@ class Job:
         return torch.cuda.get_device_name(self.device)
 
 
+P = TypeVar("P", bound=StepParams)
+
+
+@dataclass(frozen=True)
+class Member(Generic[P]):
+    """One of the points of a grid that are computed together.
+
+    Attributes:
+        params: its parameters.
+        job: its own, with a checkpoint and progress of its own. Members need not be equally far: after an
+            interruption another company may go on with them.
+    """
+
+    params: P
+    job: Job
+
+
 @dataclass(frozen=True)
 class Step:
-    """A declared step: what the plan needs to know of it, and the function itself."""
+    """A declared step: what the plan needs to know of it, and the functions themselves."""
 
     name: str
     function: Callable[..., Any]
     params: type[StepParams]
     inputs: Mapping[str, Slot]
     output: Kind
+    together: Callable[..., Iterable[Any]] | None = None
 
     @property
     def module(self) -> str:
@@ -352,18 +378,45 @@ class Step:
         """First line of the step's docstring."""
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
+    @cached_property
+    def may_differ(self) -> frozenset[str]:
+        """Names of the parameters in which points that are computed together may differ."""
+        return may_differ(self.params)
+
+
+def may_differ(params: type[StepParams]) -> frozenset[str]:
+    """Names of the parameters that are marked ``may_differ``."""
+    marks = {name: info.json_schema_extra for name, info in params.model_fields.items()}
+    return frozenset(
+        name for name, mark in marks.items() if isinstance(mark, dict) and mark.get("may_differ")
+    )
+
 
 _REGISTRY: dict[str, Step] = {}
 
 
 def step(
-    *, inputs: Mapping[str, Slot | Kind], output: Kind
+    *,
+    inputs: Mapping[str, Slot | Kind],
+    output: Kind,
+    together: Callable[..., Iterable[Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as a step. Its signature must be its slots, then ``params``, then ``job``.
 
+    Args:
+        inputs: kind of each slot.
+        output: kind of what the step returns.
+        together: the same computation for several points of a grid that read the same inputs and differ only
+            in parameters marked ``may_differ``. Its signature must be the slots, then ``members`` (a sequence
+            of ``Member``). It returns or yields, member by member in their order, what the step would return
+            for it, or the ``StepError`` for which it has nothing. What is yielded is stored before the next
+            is asked for. It must give each member the same bytes in any company: the engine computes with it
+            a point that is alone too.
+
     Raises:
-        TypeError: when the signature does not say what the declaration says, or when parts of the step's
-            output could not be joined.
+        TypeError: when a signature does not say what the declaration says, when ``together`` comes without
+            parameters that may differ or they without it, or when parts of the step's output could not be
+            joined.
         ValueError: when the name is taken.
     """
     slots = {name: kind if isinstance(kind, Slot) else Slot(kind) for name, kind in inputs.items()}
@@ -379,10 +432,22 @@ def step(
                 f"step {function.__name__}: parts are joined along image, and {output.name} has "
                 f"{'files' if output.files else 'no such dimension'}"
             )
-        register(Step(function.__name__, function, params, slots, output))
+        _check_together(function.__name__, together, slots, params)
+        register(Step(function.__name__, function, params, slots, output, together))
         return function
 
     return declare
+
+
+def _check_together(
+    name: str, together: Callable[..., Any] | None, slots: Mapping[str, Slot], params: type[StepParams]
+) -> None:
+    if (together is None) != (not may_differ(params)):
+        raise TypeError(f"step {name}: parameters that may_differ and together= need each other")
+    if together is not None:
+        expected, found = [*slots, "members"], list(inspect.signature(together).parameters)
+        if found != expected:
+            raise TypeError(f"step {name}: the signature of together is {found}, expected {expected}")
 
 
 def params_class(function: Callable[..., Any]) -> type[StepParams]:

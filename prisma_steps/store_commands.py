@@ -103,7 +103,7 @@ def _show_one(artifact: Stored, store: Store) -> None:
         "artifact": artifact,
         "title": f"{manifest['title']} of {manifest['experiment']}",
         "made": f"{manifest['created']} on {manifest['host']} ({manifest['device']}), {how}",
-        "cost": f"{manifest['seconds']} s, peak memory {human(manifest['peak_memory'])}",
+        "cost": f"{manifest['seconds']} s, peak memory {human(manifest['peak_memory'])}{_company(manifest)}",
         "digest": manifest["digest"],
         "git": manifest["git"] or "–",
         "versions": versions,
@@ -120,6 +120,11 @@ def _show_one(artifact: Stored, store: Store) -> None:
     tree = Tree("[bold]made from[/bold]")
     _grow(tree, manifest, store)
     console.print(tree)
+
+
+def _company(manifest: Mapping[str, Any]) -> str:
+    others = manifest.get("together_with", 0)
+    return f", together with {others} other{'s' if others > 1 else ''}" if others else ""
 
 
 def _variables(variables: Mapping[str, Any]) -> str:

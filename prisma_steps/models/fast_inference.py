@@ -16,7 +16,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 
-ComputeDtype = Literal["float32", "bfloat16"]
+from prisma_steps.precision import ComputeDtype, has_bfloat16
 
 
 class InferenceOnlyError(RuntimeError):
@@ -52,12 +52,6 @@ def for_inference(model: nn.Module, dtype: ComputeDtype) -> nn.Module:
             # Hooks and weights stay; only how the module computes changes.
             module.__class__ = _FASTER.get(type(module), type(module))
     return made
-
-
-@cache
-def has_bfloat16() -> bool:
-    """Whether oneDNN has bfloat16 kernels for this processor; if not, PyTorch's are slower than float32."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @cache

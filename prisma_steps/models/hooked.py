@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prisma_steps.data.pixels import raw_batch
 from prisma_steps.models.cache import ActivationCache, along_image
 from prisma_steps.models.families import find, sides
-from prisma_steps.models.fast_inference import ComputeDtype, for_inference
+from prisma_steps.models.fast_inference import for_inference
 from prisma_steps.models.sites import (
     Hooks,
     SiteError,
@@ -24,8 +24,10 @@ from prisma_steps.models.sites import (
     check_keys,
     checked,
 )
+from prisma_steps.models.splicing import Edit, SparseDictionary, Splice, Splicing, as_splice, by_site
 from prisma_steps.models.structure import Structure
 from prisma_steps.models.wiring import attached
+from prisma_steps.precision import ComputeDtype
 from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
@@ -35,7 +37,12 @@ NamedHooks: TypeAlias = Mapping[str, Tap] | Mapping[SiteKey, Tap] | Mapping[str 
 #: Images, or clips: as the model takes them, or with labels, as they are stored (``pixels``, 0 to 255).
 Pixels: TypeAlias = Tensor | xr.Dataset | xr.DataArray
 
+#: Dictionaries, and what is done to their latents, by the site that each writes.
+NamedSaes: TypeAlias = Mapping[str, Splice | SparseDictionary] | Mapping[SiteKey, Splice | SparseDictionary]
+NamedEdits: TypeAlias = Mapping[str, Edit] | Mapping[SiteKey, Edit]
+
 _NO_HOOKS: Hooks = {}
+_NO_EDITS: Mapping[SiteKey, Edit] = {}
 
 #: Sites without a layer that come after all blocks.
 _LATE = ("ln_final", "logits")
@@ -231,20 +238,69 @@ class HookedViT(Structure):
         with attached(self, self.named(hooks)):
             yield self
 
+    def run_with_saes(
+        self, pixels: Pixels, saes: NamedSaes, error_term: bool = False, edits: NamedEdits = _NO_EDITS
+    ) -> tuple[Tensor, dict[SiteKey, Tensor]]:
+        """The output when what dictionaries make of their sites takes the sites' place, and their latents.
+
+        See ``saes``.
+
+        Raises:
+            SpliceError: for a dictionary of another width, site or model.
+            SiteError: for a site or layer that the model does not have.
+        """
+        with self.saes(saes, error_term, edits) as latents:
+            return self(pixels), latents
+
+    @contextmanager
+    def saes(
+        self, saes: NamedSaes, error_term: bool = False, edits: NamedEdits = _NO_EDITS
+    ) -> Iterator[dict[SiteKey, Tensor]]:
+        """Keep dictionaries in the model while the context lasts; calls of the model itself see them too.
+
+        Later dictionaries read what earlier ones made. Gradients flow through them; for those of latents in a
+        frozen model, let an edit return them with ``requires_grad_()``.
+
+        Args:
+            saes: autoencoders, and transcoders with their place (``Splice``), by the site that they write.
+            error_term: add what a dictionary leaves out, so that unless latents are edited the output is that
+                of the plain run, to the bit. It is a constant to gradients, as in SAELens: they flow through
+                latents alone. (Marks et al. 2024, arXiv 2403.19647, with whom it is a node of its own, hand
+                the gradient behind a dictionary to what is before it, as if there were no dictionary.)
+            edits: functions of the latents [image, token, latent] of a site, whose result is decoded.
+
+        Yields:
+            The latents that were decoded in the last run, [image, token, latent], with the tokens that the
+            dictionary was trained on alone; by the site that it writes.
+
+        Raises:
+            SpliceError: for a dictionary of another width, site or model.
+            SiteError: for a site or layer that the model does not have.
+        """
+        splices = {site: as_splice(site, sae) for site, sae in by_site(saes, self.keys_of).items()}
+        splicing = Splicing(splices, self, error_term, by_site(edits, self.keys_of))
+        with self.hooks(splicing.hooks()):
+            yield splicing.latents
+
     def named(self, hooks: NamedHooks) -> dict[SiteKey, Tap]:
         """Hooks by the keys of their sites, checked.
 
         Raises:
             SiteError: for a site or layer that the model does not have.
         """
-        found: dict[SiteKey, Tap] = {}
-        for name, tap in hooks.items():
-            site, layer = (name, None) if isinstance(name, str) else name
-            for key in self.site_keys([site], None if layer is None else [layer]):
-                if layer is not None:
-                    check_keys([(key[0], layer)], self.sites, self.n_layers)
-                found[key] = tap
-        return found
+        return {key: tap for name, tap in hooks.items() for key in self.keys_of(name)}
+
+    def keys_of(self, name: str | SiteKey) -> list[SiteKey]:
+        """The sites that a name is of: one of each layer where it says none.
+
+        Raises:
+            SiteError: for a site or layer that the model does not have.
+        """
+        site, layer = (name, None) if isinstance(name, str) else name
+        keys = self.site_keys([site], None if layer is None else [layer])
+        if layer is not None:
+            check_keys([(key[0], layer) for key in keys], self.sites, self.n_layers)
+        return keys
 
     # --- how
 

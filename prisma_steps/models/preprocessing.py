@@ -7,7 +7,7 @@ torchvision alone, which is not used here; for them a processor with Pillow is s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,19 @@ def load_preprocessing(folder: Path) -> Preprocessing | None:
     except (ImportError, OSError, ValueError) as error:
         raise StepError(f"{folder.name}: the image processor {name} cannot be opened: {error}") from error
     return Preprocessing(processor)
+
+
+def plain_preprocessing(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+    """Images are resized to ``size`` (rows, columns), divided by 255, less ``mean``, by ``std`` a channel."""
+    rows, columns = size
+    return Preprocessing(
+        BitImageProcessorPil(
+            size={"height": rows, "width": columns},
+            do_center_crop=False,
+            image_mean=list(mean),
+            image_std=list(std),
+        )
+    )
 
 
 def preprocessing_files(preprocessing: Preprocessing) -> Mapping[str, Callable[[Path], None]]:

@@ -9,6 +9,7 @@ from prisma_steps.sae import batch_topk as _batch_topk  # noqa: F401
 from prisma_steps.sae import gated as _gated  # noqa: F401
 from prisma_steps.sae import jumprelu as _jumprelu  # noqa: F401
 from prisma_steps.sae import matryoshka as _matryoshka  # noqa: F401
+from prisma_steps.sae import neurons as _neurons  # noqa: F401
 from prisma_steps.sae import relu as _relu  # noqa: F401
 from prisma_steps.sae import topk as _topk  # noqa: F401
 from prisma_steps.sae.autoencoder import Autoencoder, registered

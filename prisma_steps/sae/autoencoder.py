@@ -80,22 +80,25 @@ class Shape:
 class Autoencoder(nn.Module, ABC):
     """A sparse dictionary: ŷ = f W_dec + b_dec with sparse f = activate((x − b_dec) W_enc + b_enc).
 
-    An autoencoder has y = x. A transcoder and a crosscoder do not subtract b_dec from x; a crosscoder's x is its
-    layers side by side. Weights live in the space of the normalised tokens. ``encode``, ``decode`` and a call
-    are in the model's own space; everything else is in the normalised one. An architecture is a subclass,
-    ``class Mine(Autoencoder, name="mine")``, which says how pre-activations become latents and what is
-    minimised.
+    An autoencoder has y = x. A transcoder and a crosscoder do not subtract b_dec from x; a crosscoder's x is
+    its layers side by side. Weights live in the space of the normalised tokens. ``encode``, ``decode`` and a
+    call are in the model's own space; everything else is in the normalised one. An architecture is a
+    subclass, ``class Mine(Autoencoder, name="mine")``, which says how pre-activations become latents and what
+    is minimised.
 
     Attributes:
         architecture: the name that experiments use.
         settings: names of the constructor's own arguments, kept as attributes and stored with the weights.
             The first is the one that sets how sparse the latents are.
         biases: names of the weights that have one number a latent.
+        resampled_share: norm of a resampled latent's encoder, as a share of the mean of the living: a fifth
+            in Bricken et al. 2023, so that it disturbs little; all where latents compete, and it would lose.
     """
 
     architecture: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
     biases: ClassVar[tuple[str, ...]] = ("b_enc",)
+    resampled_share: ClassVar[float] = 0.2
 
     def __init_subclass__(cls, *, name: str, **kwargs: Any) -> None:
         """Register an architecture.
@@ -120,7 +123,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.aux_k_coefficient = aux_k_coefficient
-        # One latent's encoder is one row in memory, as its decoder is: what updates a latent touches few pages.
+        # A latent is two rows in memory, one of each: to update it touches no others.
         self.W_enc = nn.Parameter(torch.empty(shape.n_latents, shape.d_in).T)
         self.W_dec = nn.Parameter(torch.empty(shape.n_latents, shape.d_out))
         for name in self.biases:
@@ -147,11 +150,16 @@ class Autoencoder(nn.Module, ABC):
         tied = self.shape.d_in == self.shape.d_out
         encoder = self.W_dec if tied else _unit_rows(self.W_enc.T.shape, generator)
         self.W_enc.copy_(encoder.T)
-        for name in self.biases:
-            getattr(self, name).zero_()
+        self.reset_biases(torch.arange(self.shape.n_latents))
         self.b_dec.copy_(b_dec)
         if self.shape.skip:
             self.W_skip.zero_()
+
+    @torch.no_grad()
+    def reset_biases(self, latents: Int[Tensor, " some_latents"]) -> None:
+        """Bring the biases of ``latents`` to what they start from."""
+        for name in self.biases:
+            getattr(self, name)[latents] = 0.0
 
     @property
     def sparsity_setting(self) -> str:
@@ -214,9 +222,7 @@ class Autoencoder(nn.Module, ABC):
     def activate(self, pre_activations: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
         """Non-negative latents of pre-activations; a latent fires where it is positive."""
 
-    def activate_batch(
-        self, pre_activations: Float[Tensor, "token latent"]
-    ) -> Float[Tensor, "token latent"]:
+    def activate_batch(self, pre_activations: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
         """Latents of a training batch: as any others, unless tokens of a batch compete."""
         return self.activate(pre_activations)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prisma_steps.models.fast_inference import ComputeDtype, has_bfloat16
+from prisma_steps.precision import ComputeDtype, has_bfloat16
 from prisma_steps.sae import kernels, sparse_kernels
 from prisma_steps.sae.autoencoder import Autoencoder
 from prisma_steps.sae.buffers import Buffers

@@ -1,4 +1,4 @@
-"""What fused gradients of every architecture share: weights as they are multiplied, and the sparse way."""
+"""What all fused gradients share: weights as they are multiplied, and the sparse way."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, relu
@@ -39,7 +38,7 @@ class GatedAutoencoder(Autoencoder, name="gated"):
         latents: Float[Tensor, "token latent"],  # noqa: ARG002
         y: Float[Tensor, "token d_out"],
     ) -> Float[Tensor, ""]:
-        """λ mean Σ_j relu(π_j) ‖W_dec,j‖ + mean‖y − ŷ_frozen(relu(π))‖², the decoder held fixed in the latter.
+        """λ mean Σ_j relu(π_j) ‖W_dec,j‖ + mean‖y − ŷ(relu(π))‖², the decoder held fixed in the latter.
 
         The gate has no gradient of its own from ‖y − ŷ‖²: the last term trains it (equation 8 of the paper).
         """

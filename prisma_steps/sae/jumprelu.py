@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder, Shape
@@ -15,9 +15,9 @@ from prisma_steps.sae.autoencoder import Autoencoder, Shape
 class JumpReLUAutoencoder(Autoencoder, name="jumprelu"):
     """f = z · 1[z > θ] of pre-activations z, from Rajamanoharan et al. 2024, arXiv 2407.14435.
 
-    θ = exp(log_threshold) > 0. A step has no gradient: straight-through estimators take that of a ramp of width
-    ``bandwidth`` (equations 11 and 12 of the paper). The paper's inputs have E‖x‖² = 1; its bandwidth and first
-    threshold, 0.001, are here those of inputs with E‖x‖ = √d_model.
+    θ = exp(log_threshold) > 0. A step has no gradient: straight-through estimators take that of a ramp of
+    width ``bandwidth`` (equations 11 and 12 of the paper). The paper's bandwidth and first threshold, 0.001,
+    are for inputs with E‖x‖² = 1; those here are for E‖x‖ = √d_model.
     """
 
     settings = ("l0_coefficient", "bandwidth", "aux_k_coefficient")
@@ -34,10 +34,10 @@ class JumpReLUAutoencoder(Autoencoder, name="jumprelu"):
         self.bandwidth = bandwidth
 
     @torch.no_grad()
-    def initialise(self, b_dec: Float[Tensor, " d_out"], generator: torch.Generator) -> None:
-        """As others, with thresholds a fifth of the bandwidth."""
-        super().initialise(b_dec, generator)
-        self.log_threshold.fill_(math.log(self.bandwidth / 5))
+    def reset_biases(self, latents: Int[Tensor, " some_latents"]) -> None:
+        """Biases of 0, and thresholds of a fifth of the bandwidth."""
+        super().reset_biases(latents)
+        self.log_threshold[latents] = math.log(self.bandwidth / 5)
 
     @property
     def threshold(self) -> Float[Tensor, " latent"]:

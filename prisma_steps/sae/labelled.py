@@ -26,8 +26,8 @@ def dictionary_dataset(
     Args:
         autoencoder: whose tensors become variables and whose settings become attributes.
         history: ``step`` and ``tokens_seen``, and curves of the same length; may be empty.
-        trained_on: where in the model the dictionary belongs: ``site``, ``layer`` (or ``layers``, which become
-            the coordinate of a crosscoder), ``target_site``, ``tokens``.
+        trained_on: where in the model the dictionary belongs: ``site``, ``layer`` (or ``layers``, which
+            become the coordinate of a crosscoder), ``target_site``, ``tokens``.
     """
     state = {name.rpartition(".")[2]: tensor for name, tensor in autoencoder.state_dict().items()}
     dims, sizes = weight_dims(autoencoder), _sizes(autoencoder.shape)
@@ -115,4 +115,3 @@ def _sizes(shape: Shape) -> Mapping[str, int]:
 def _plain(value: bool | str) -> int | str:
     """As a Zarr attribute that reads back the same everywhere."""
     return int(value) if isinstance(value, bool) else value
-

@@ -40,10 +40,10 @@ class MatryoshkaAutoencoder(BatchTopKAutoencoder, name="matryoshka"):
         self.prefixes = list(prefixes)
         self.ends = [round(share * shape.n_latents) for share in prefixes]
         rises = all(low < high for low, high in zip([0, *self.ends], self.ends, strict=False))
-        if not rises or prefixes[-1] != 1:
+        if not rises or self.prefixes[-1:] != [1]:
             raise StepError(
-                f"prefixes = {self.prefixes} of {shape.n_latents} latents are dictionaries of {self.ends}: they "
-                "must grow, from 1 latent or more to all of them (1.0)"
+                f"prefixes = {self.prefixes} of {shape.n_latents} latents are dictionaries of {self.ends}: "
+                "they must grow, from 1 latent or more to all of them (1.0)"
             )
 
     def reconstructions(

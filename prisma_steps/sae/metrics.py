@@ -17,6 +17,9 @@ from torch import Tensor
 #: A latent that fires on a larger share of the tokens is dense.
 DENSE = 0.1
 
+#: Cosines held at once while the nearest rows of a decoder are looked for.
+_COSINES = 2**26
+
 
 @dataclass(frozen=True)
 class ReconstructionSums:
@@ -88,8 +91,8 @@ class ReconstructionSums:
         }
 
 
-class FiringCounts:
-    """How often each latent fires."""
+class LatentSums:
+    """How often and how strongly each latent fires."""
 
     def __init__(self, n_latents: int) -> None:
         """Start with no images."""
@@ -97,6 +100,8 @@ class FiringCounts:
         self._n_tokens = 0
         self._tokens = torch.zeros(n_latents, dtype=torch.int64)
         self._images = torch.zeros(n_latents, dtype=torch.int64)
+        self._total = torch.zeros(n_latents, dtype=torch.float64)
+        self._highest = torch.zeros(n_latents)
 
     def add(self, latents: Float[Tensor, "image token latent"]) -> None:
         """Add the latents of a batch of images."""
@@ -105,6 +110,8 @@ class FiringCounts:
         self._n_tokens += latents.shape[0] * latents.shape[1]
         self._tokens += fires.flatten(0, 1).sum(0).cpu()
         self._images += fires.any(1).sum(0).cpu()
+        self._total += latents.sum((0, 1), dtype=torch.float64).cpu()
+        self._highest = self._highest.maximum(latents.amax((0, 1)).float().cpu())
 
     def per_token(self) -> Float[Tensor, " latent"]:
         """Share of tokens on which each latent fires."""
@@ -114,15 +121,87 @@ class FiringCounts:
         """Share of images in which each latent fires on at least one token."""
         return self._images.double() / self._n_images
 
+    def mean_activation(self) -> Float[Tensor, " latent"]:
+        """Mean over the tokens on which a latent fires; NaN of a latent that never does."""
+        return self._total / self._tokens
+
+    def max_activation(self) -> Float[Tensor, " latent"]:
+        """Highest activation; 0 of a latent that never fires."""
+        return self._highest
+
+
+def states(firing_frequency: Float[Tensor, " latent"]) -> list[str]:
+    """Of each latent: ``dead`` (it never fired), ``dense`` (on more than 10 % of the tokens) or ``alive``."""
+    return [
+        "dead" if share == 0 else "dense" if share > DENSE else "alive" for share in firing_frequency.tolist()
+    ]
+
 
 def density(firing_frequency: Float[Tensor, " latent"]) -> Mapping[str, float]:
-    """Shares of latents that fired at all, that never fired, and that are dense."""
+    """Shares of latents that fired at all, that never fired, and that are dense; the dense are alive too."""
     alive = (firing_frequency > 0).double().mean().item()
     return {
         "alive_latents": alive,
         "dead_share": 1 - alive,
         "dense_latents": (firing_frequency > DENSE).double().mean().item(),
     }
+
+
+@dataclass(frozen=True)
+class ClassificationSums:
+    """Sums over images behind cross-entropy and top-1 of one kind of run; ``+`` joins two groups of images.
+
+    Attributes:
+        n_images: images in the group.
+        ce: cross-entropy in nat, summed.
+        correct: images whose class has the highest logit.
+        ce_without_temperature: cross-entropy of a zero-shot head's cosines themselves, in nat, summed; None
+            for other heads.
+    """
+
+    n_images: int
+    ce: float
+    correct: int
+    ce_without_temperature: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Float[Tensor, "image class"],
+        labels: Int[Tensor, " image"],
+        cosines: Float[Tensor, "image class"] | None = None,
+    ) -> ClassificationSums:
+        """Sums of one batch of images.
+
+        Args:
+            logits: the model's answers.
+            labels: the classes.
+            cosines: the logits of a zero-shot head without temperature and bias.
+        """
+        return cls(
+            n_images=len(labels),
+            ce=summed_cross_entropy(logits, labels),
+            correct=int((logits.argmax(1) == labels).sum()),
+            ce_without_temperature=None if cosines is None else summed_cross_entropy(cosines, labels),
+        )
+
+    def __add__(self, other: ClassificationSums) -> ClassificationSums:
+        """Sums of both groups."""
+        mine, others = self.ce_without_temperature, other.ce_without_temperature
+        return ClassificationSums(
+            n_images=self.n_images + other.n_images,
+            ce=self.ce + other.ce,
+            correct=self.correct + other.correct,
+            ce_without_temperature=None if mine is None or others is None else mine + others,
+        )
+
+    def metrics(self, run: str = "") -> Mapping[str, float]:
+        """Mean cross-entropies in nat and the share of images classified right, named after a run."""
+        after = f"_{run}" if run else ""
+        found = {f"ce{after}": self.ce / self.n_images, f"top1{after}": self.correct / self.n_images}
+        if self.ce_without_temperature is not None:
+            found[f"ce{after}_without_temperature"] = self.ce_without_temperature / self.n_images
+        return found
 
 
 def summed_cross_entropy(logits: Float[Tensor, "image class"], labels: Int[Tensor, " image"]) -> float:
@@ -139,12 +218,23 @@ def ce_recovered(ce: float, ce_reconstruction: float, ce_zero_ablation: float) -
     return 100 * (ce_zero_ablation - ce_reconstruction) / lost if lost != 0 else float("nan")
 
 
-def max_decoder_cosine(W_dec: Float[Tensor, "latent d_model"], chunk: int = 4096) -> Float[Tensor, " latent"]:
-    """Cosine of each decoder row to the nearest other row: near 1, the dictionary repeats itself."""
-    rows = F.normalize(W_dec.double(), dim=1)
+def nearest_rows(
+    W_dec: Float[Tensor, "latent d_model"],
+) -> tuple[Int[Tensor, " latent"], Float[Tensor, " latent"]]:
+    """Of each decoder row, the other row that points most nearly its way, and their cosine.
+
+    Near 1, the dictionary repeats itself. Neighbours are found in float32, their cosines are of float64. A
+    row that has no other has the neighbour −1 and the cosine NaN.
+    """
+    n_latents = len(W_dec)
+    if n_latents == 1:
+        return torch.tensor([-1]), torch.tensor([torch.nan], dtype=torch.float64)
+    rows = F.normalize(W_dec.float(), dim=1)
     nearest = []
-    for start in range(0, len(rows), chunk):
+    chunk = max(1, _COSINES // n_latents)
+    for start in range(0, n_latents, chunk):
         cosine = rows[start : start + chunk] @ rows.T
         cosine.diagonal(start).fill_(-torch.inf)
-        nearest.append(cosine.amax(1))
-    return torch.cat(nearest)
+        nearest.append(cosine.argmax(1))
+    which = torch.cat(nearest)
+    return which, F.cosine_similarity(W_dec.double(), W_dec.double()[which], dim=1)

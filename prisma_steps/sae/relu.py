@@ -28,5 +28,5 @@ class ReLUAutoencoder(Autoencoder, name="relu"):
         latents: Float[Tensor, "token latent"],
         y: Float[Tensor, "token d_out"],  # noqa: ARG002
     ) -> Float[Tensor, ""]:
-        """λ mean Σ_j f_j Σ_layer ‖W_dec,j,layer‖ (Anthropic, April 2024 update; crosscoders: Lindsey 2024)."""
+        """λ mean Σ_j f_j Σ_layer ‖W_dec,j,layer‖ (Anthropic, April 2024 update; Lindsey et al. 2024)."""
         return self.l1_coefficient * (latents @ self.row_norms()).mean()

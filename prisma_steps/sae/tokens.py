@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Shaped
 
 from prisma_steps.step import StepError
 
@@ -23,19 +21,6 @@ def chosen_tokens(token_kind: Shaped[np.ndarray, " token"], tokens: str) -> Bool
             f"tokens = {tokens!r}: the site has no such token, only {', '.join(np.unique(token_kind))}"
         )
     return chosen
-
-
-def token_table(values: xr.DataArray, tokens: str) -> Float[Tensor, "token d_model"]:
-    """The chosen tokens of all images, one a row, in the precision they are stored in.
-
-    Args:
-        values: activations along image, token and one more dim.
-        tokens: as in ``chosen_tokens``.
-    """
-    chosen = chosen_tokens(values["token_kind"].values, tokens)
-    # Chosen after reading: Zarr reads scattered tokens an order of magnitude slower than all of them.
-    table = values.transpose("image", "token", ...).values
-    return torch.from_numpy(table if chosen.all() else table[:, chosen]).flatten(0, 1)
 
 
 def only_kind(values: xr.DataArray, tokens: str) -> str:

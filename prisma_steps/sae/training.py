@@ -1,4 +1,4 @@
-"""Training of a sparse autoencoder on a table of activations, one optimiser step at a time."""
+"""Training of a sparse dictionary, one optimiser step at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prisma_steps.precision import ComputeDtype
 from prisma_steps.sae.autoencoder import Autoencoder, Objective
-from prisma_steps.sae.initialisation import mean_token
-from prisma_steps.sae.order import TokenOrder
+from prisma_steps.sae.buffers import Buffers
+from prisma_steps.sae.fused import fused_gradients
+from prisma_steps.sae.gradients import AutogradGradients, Gradients
+from prisma_steps.sae.optimiser import dictionary_adam
+from prisma_steps.sae.resampling import resample
+from prisma_steps.seeding import torch_generator
 from prisma_steps.step import StepError
 
 HISTORY = ("loss", "sparsity_loss", "fvu", "l0", "dead_latents", "learning_rate")
 
 _RECORDS = 100
-_GRADIENT_CLIP = 1.0
 #: An FVU this many times that of the first step (or of the mean, if that is larger) is not coming back.
 _DIVERGED = 100.0
+#: Dead latents are resampled after these shares of the steps, as in Bricken et al. 2023.
+_RESAMPLED_AT = (1 / 8, 2 / 8, 3 / 8, 4 / 8)
 
 
 class TrainingDiverged(StepError):
@@ -33,67 +39,95 @@ class Recipe:
     """How to train, whatever the architecture.
 
     Attributes:
-        n_tokens: tokens to train on in all; more than are stored means several epochs.
-        batch_size: the most tokens of an optimiser step.
+        n_steps: optimiser steps in all.
         learning_rate: of Adam, at its highest.
         learning_rate_warmup: first share of the steps, over which it rises linearly.
         learning_rate_decay: last share of the steps, over which it falls linearly towards 0.
         sparsity_warmup: first share of the steps, over which the sparsity coefficient rises linearly.
         dead_after: tokens without firing after which a latent counts as dead.
-        seed: of the order of the tokens.
+        resamples: whether dead latents are resampled.
+        compute_dtype: of the matrix products; weights, sums and moments are float32.
+        seed: of resampling.
     """
 
-    n_tokens: int
-    batch_size: int
+    n_steps: int
     learning_rate: float
     learning_rate_warmup: float
     learning_rate_decay: float
     sparsity_warmup: float
     dead_after: int
-    seed: int
+    resamples: bool = False
+    compute_dtype: ComputeDtype = "float32"
+    seed: int = 0
 
 
 class Trainer:
-    """An autoencoder in training. ``advance`` until ``steps_done`` is ``n_steps``."""
+    """A dictionary in training: ``advance`` with a batch until ``steps_done`` is the recipe's ``n_steps``."""
 
     def __init__(
-        self, autoencoder: Autoencoder, tokens: Float[Tensor, "token d_model"], recipe: Recipe
+        self,
+        autoencoder: Autoencoder,
+        recipe: Recipe,
+        mean: Float[Tensor, " d_out"],
+        buffers: Buffers | None = None,
     ) -> None:
-        """Train an initialised ``autoencoder``, on its device, on ``tokens`` of the model's own space."""
+        """Train a dictionary on its device.
+
+        Args:
+            autoencoder: initialised.
+            recipe: how to train.
+            mean: of the normalised targets.
+            buffers: shared by dictionaries that are trained in turns; its own if None.
+        """
         self.autoencoder = autoencoder
-        self.tokens = tokens
         self.recipe = recipe
-        self.order = TokenOrder(len(tokens), recipe.n_tokens, recipe.batch_size, recipe.seed)
-        self.n_steps = self.order.n_batches
         self.steps_done = 0
         self.history: dict[str, list[float]] = {name: [] for name in ("step", "tokens_seen", *HISTORY)}
-        self._device = autoencoder.W_dec.device
-        self._optimiser = torch.optim.Adam(autoencoder.parameters(), lr=recipe.learning_rate, fused=True)
-        self._silent_tokens = torch.zeros(len(autoencoder.b_enc), dtype=torch.int64, device=self._device)
-        self._mean = mean_token(tokens).to(self._device) * autoencoder.norm_factor
+        device = autoencoder.W_dec.device
+        self._mean = mean.to(device)
+        fused = fused_gradients(autoencoder, recipe.compute_dtype, buffers)
+        self._gradients: Gradients = fused or AutogradGradients(autoencoder, recipe.compute_dtype)
+        self._optimiser = dictionary_adam(autoencoder, fused.copies if fused else None)
+        self._tokens_seen = 0
+        self._silent_tokens = torch.zeros(autoencoder.shape.n_latents, dtype=torch.int64, device=device)
 
-    def advance(self) -> None:
+    def advance(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> None:
         """Make one optimiser step.
+
+        Args:
+            x: inputs in the model's own space, on the dictionary's device, float32.
+            y: their targets; ``x`` itself for what reconstructs its input.
 
         Raises:
             TrainingDiverged: naming the step and the likely cause.
         """
-        x = self._batch(self.steps_done)
+        placed = self.autoencoder.normalisation.place(x)
+        target = self.autoencoder.normalisation.place_target(y, placed)
+        dead = self._dead()
+        objective, gradients = self._gradients(placed.x, target, self._sparsity_scale(), dead)
         learning_rate = self.recipe.learning_rate * self._learning_rate_scale()
-        dead = self._silent_tokens >= self.recipe.dead_after
-        objective = self.autoencoder.objective(x, self._sparsity_scale(), dead)
-        self._update(objective.loss, learning_rate)
+        norm = self._optimiser.update(gradients, learning_rate)
+        if not math.isfinite(norm):
+            symptom = f"the loss is {objective.loss.item()}, its gradient {norm}"
+            raise TrainingDiverged(self._diverged(symptom, x, y))
         self._silent_tokens.add_(len(x)).masked_fill_(objective.firings > 0, 0)
+        self._tokens_seen += len(x)
         self.steps_done += 1
+        if self._resamples_now():
+            self._resample(placed.x, target)
         if self._is_recorded(self.steps_done):
-            self._record(x, objective, learning_rate)
+            fvu = objective.squared_error / (target - self._mean).square().sum(1).mean()
+            self._record(objective, fvu.item(), learning_rate, len(x))
+            if self.history["fvu"][-1] > _DIVERGED * max(1.0, self.history["fvu"][0]):
+                raise TrainingDiverged(self._diverged(f"FVU is {fvu.item():.3g}", x, y))
 
     def state(self) -> dict[str, Any]:
         """All that a later ``restore`` needs to go on bit for bit."""
         return {
             "steps_done": self.steps_done,
+            "tokens_seen": self._tokens_seen,
             "autoencoder": self.autoencoder.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": self._optimiser.state(),
             "silent_tokens": self._silent_tokens,
             "history": self.history,
         }
@@ -101,59 +135,56 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a ``state``."""
         self.steps_done = state["steps_done"]
+        self._tokens_seen = state["tokens_seen"]
         self.autoencoder.load_state_dict(state["autoencoder"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimiser.restore(state["optimiser"])
         self._silent_tokens.copy_(state["silent_tokens"])
         self.history = state["history"]
 
-    def _batch(self, index: int) -> Float[Tensor, "token d_model"]:
-        x = self.tokens[self.order.batch(index)].to(self._device, torch.float32)
-        return x * self.autoencoder.norm_factor
-
-    def _update(self, loss: Float[Tensor, ""], learning_rate: float) -> None:
-        self._optimiser.zero_grad()
-        loss.backward()
-        self.autoencoder.constrain_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.autoencoder.parameters(), _GRADIENT_CLIP)
-        if not math.isfinite(norm.item()):
-            raise TrainingDiverged(self._diverged(f"the loss is {loss.item()}, its gradient {norm.item()}"))
-        self._optimiser.param_groups[0]["lr"] = learning_rate
-        self._optimiser.step()
-        self.autoencoder.constrain_weights()
+    def _dead(self) -> Bool[Tensor, " latent"]:
+        return self._silent_tokens >= self.recipe.dead_after
 
     def _learning_rate_scale(self) -> float:
         """Linear warm-up, plateau, linear decay; never 0, so that no step is wasted."""
-        done, total = self.steps_done, self.n_steps
+        done, total = self.steps_done, self.recipe.n_steps
         warmup = (done + 1) / max(1.0, self.recipe.learning_rate_warmup * total)
         decay = (total - done) / max(1.0, self.recipe.learning_rate_decay * total)
         return min(1.0, warmup, decay)
 
     def _sparsity_scale(self) -> float:
-        return min(1.0, (self.steps_done + 1) / max(1.0, self.recipe.sparsity_warmup * self.n_steps))
+        return min(1.0, (self.steps_done + 1) / max(1.0, self.recipe.sparsity_warmup * self.recipe.n_steps))
+
+    def _resamples_now(self) -> bool:
+        steps = {round(share * self.recipe.n_steps) for share in _RESAMPLED_AT}
+        return self.recipe.resamples and self.steps_done in steps
+
+    def _resample(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> None:
+        generator = torch_generator(self.recipe.seed, f"sae/resampling/{self.steps_done}")
+        resampled = resample(self.autoencoder, x, y, self._dead(), generator)
+        self._optimiser.reset(resampled)
+        self._silent_tokens[resampled] = 0
 
     def _is_recorded(self, step: int) -> bool:
-        return step in (1, self.n_steps) or step % max(1, self.n_steps // _RECORDS) == 0
+        total = self.recipe.n_steps
+        return step in (1, total) or step % max(1, total // _RECORDS) == 0
 
-    def _record(self, x: Float[Tensor, "token d_model"], objective: Objective, learning_rate: float) -> None:
-        fvu = (objective.squared_error / (x - self._mean).square().sum(1).mean()).item()
+    def _record(self, objective: Objective, fvu: float, learning_rate: float, n_tokens: int) -> None:
         values = {
             "step": self.steps_done,
-            "tokens_seen": self.order.tokens_seen(self.steps_done),
+            "tokens_seen": self._tokens_seen,
             "loss": objective.loss.item(),
             "sparsity_loss": objective.sparsity_loss.item(),
             "fvu": fvu,
-            "l0": objective.firings.sum().item() / len(x),
-            "dead_latents": (self._silent_tokens >= self.recipe.dead_after).sum().item(),
+            "l0": objective.firings.sum().item() / n_tokens,
+            "dead_latents": self._dead().sum().item(),
             "learning_rate": learning_rate,
         }
         for name, value in values.items():
             self.history[name].append(value)
-        if fvu > _DIVERGED * max(1.0, self.history["fvu"][0]):
-            raise TrainingDiverged(self._diverged(f"FVU is {fvu:.3g}"))
 
-    def _diverged(self, symptom: str) -> str:
-        where = f"{symptom} at optimiser step {self.steps_done} of {self.n_steps}"
-        if not self.tokens.isfinite().all():
+    def _diverged(self, symptom: str, x: Tensor, y: Tensor) -> str:
+        where = f"{symptom} at optimiser step {self.steps_done} of {self.recipe.n_steps}"
+        if not (x.isfinite().all() and y.isfinite().all()):
             return f"{where}: the activations themselves hold NaN or infinity"
         return (
             f"training diverged, {where}. Most likely learning_rate = {self.recipe.learning_rate:g} is too "

@@ -203,6 +203,8 @@ def _tokens(vit: HookedViT, params: Params) -> np.ndarray:
 
 def _carried(vit: HookedViT, images: xr.Dataset, tokens: np.ndarray, used: set[str]) -> dict[str, Any]:
     """What is known of every image, token and class."""
+    import numpy as np
+
     from prisma_steps.models.cache import along_image
 
     known = along_image(images).items()
@@ -211,9 +213,24 @@ def _carried(vit: HookedViT, images: xr.Dataset, tokens: np.ndarray, used: set[s
         carried.update((name, ("token", values[tokens])) for name, values in vit.token_coords().items())
     elif "key_token" in used:
         carried.update((name, ("key_token", values)) for name, values in vit.token_coords().items())
-    if "class_name" in images.coords and ("class" in used or "label" in carried):
-        carried["class_name"] = ("class", images["class_name"].values)
+    names, counted = _class_names(vit, images, "class" in used)
+    if not counted:
+        carried.pop("label", None)
+    if names is not None and ("class" in used or "label" in carried):
+        carried["class_name"] = ("class", np.array(names))
     return carried
+
+
+def _class_names(vit: HookedViT, images: xr.Dataset, of_logits: bool) -> tuple[list[str] | None, bool]:
+    """Names along ``class``, and whether labels of images are numbers of these classes.
+
+    Logits are of the model's classes, which can be others than those of the images.
+    """
+    shown = images["class_name"].values.tolist() if "class_name" in images.coords else None
+    fits = shown is not None and len(shown) == vit.n_classes and vit.class_names in (None, tuple(shown))
+    if not of_logits or fits:
+        return shown, True
+    return None if vit.class_names is None else list(vit.class_names), False
 
 
 def _block_size(template: xr.Dataset, params: Params) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import field_validator, model_validator
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from prisma_steps.models.heads import ZeroShotHead
     from prisma_steps.models.hooked import HookedViT
+    from prisma_steps.models.loading import Normalisation
 
 
 class Params(StepParams):
@@ -43,6 +44,22 @@ class Params(StepParams):
         "becomes the name of each class",
     )
 
+    image_mean: list[float] | None = Field(
+        None,
+        min_length=3,
+        max_length=3,
+        description="mean of the pixels, divided by 255, that are subtracted of each channel; for a model "
+        "that comes without preprocessor_config.json",
+        json_schema_extra={"as_before": True},
+    )
+    image_std: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        min_length=3,
+        max_length=3,
+        description="standard deviation of each channel that the difference is divided by, with image_mean",
+        json_schema_extra={"as_before": True},
+    )
+
     @field_validator("templates")
     @classmethod
     def _one_gap_each(cls, templates: list[str] | None) -> list[str] | None:
@@ -63,6 +80,12 @@ class Params(StepParams):
         return self
 
     @model_validator(mode="after")
+    def _mean_and_std_together(self) -> Params:
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("`image_mean` and `image_std` are given together, or neither")
+        return self
+
+    @model_validator(mode="after")
     def _templates_need_classes(self) -> Params:
         if self.templates is not None and self.class_names is None:
             raise ValueError("`templates` need `class_names`, the classes to tell apart")
@@ -77,15 +100,15 @@ def load_model(params: Params, job: Job) -> Output:
     and texts, the vision part is kept; ``templates`` make a classifier of it with the text tower.
 
     Raises:
-        StepError: when there is no model, none with safetensors, or none that is known; and when the classes
-            named are not as many as the model has.
+        StepError: when there is no model, none with safetensors, or none that is known; when the classes
+            named are not as many as the model has; and when nothing says how its images are prepared.
     """
     from prisma_steps.models.heads import head_files
     from prisma_steps.models.loading import model_files, open_folder
     from prisma_steps.models.preprocessing import preprocessing_files
 
     folder, source = _source(params)
-    vit = open_folder(folder, job.device)
+    vit = open_folder(folder, job.device, _normalisation(params))
     vit.head = _zero_shot(folder, params, job) or vit.head
     files = dict(model_files(vit.model))
     if vit.head is not None:
@@ -105,6 +128,11 @@ def _source(params: Params) -> tuple[Path, dict[str, str]]:
     texts = hub.TOKENIZER_FILES if params.templates else ()
     folder = hub.download(params.name, commit, (*hub.MODEL_FILES, *texts))
     return folder, {"name": params.name, "commit": commit}
+
+
+def _normalisation(params: Params) -> Normalisation | None:
+    mean, std = params.image_mean, params.image_std
+    return None if mean is None or std is None else (mean, std)
 
 
 def _zero_shot(folder: Path, params: Params, job: Job) -> ZeroShotHead | None:

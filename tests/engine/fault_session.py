@@ -34,11 +34,13 @@ class Study:
 
     Attributes:
         store: where artifacts lie; ``artifacts`` in the folder if None.
+        code: the folder whose package and workflow are run.
     """
 
     folder: Path
     name: str
     store: Path | None = None
+    code: Path = ROOT
 
     @property
     def root(self) -> Path:
@@ -60,7 +62,7 @@ class Study:
     def environment(self) -> dict[str, str]:
         """The environment of commands."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRISMA_STEPS")}
-        own = {"PYTHONPATH": str(ROOT), "PRISMA_STEPS_STORE": str(self.root)}
+        own = {"PYTHONPATH": str(self.code), "PRISMA_STEPS_STORE": str(self.root)}
         return inherited | own
 
     def start(self, *options: str, **popen: Any) -> Going:

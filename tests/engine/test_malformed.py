@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from prisma_steps.plan import plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.store import Store
+
+if TYPE_CHECKING:
+    from conftest import Checkout
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("prisma-steps")
@@ -715,7 +719,11 @@ def test_plain_snakemake_shows_them_too() -> None:
 # --- mistakes that show only when a step runs
 
 
-def test_mistakes_that_show_only_in_a_run() -> None:
+def test_mistakes_that_show_only_in_a_run(
+    fresh_checkout: Callable[[Path], Checkout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a copy of the code: jobs refuse to run code that is edited after they were planned."""
+    monkeypatch.setenv("PYTHONPATH", str(fresh_checkout(Path("code").absolute()).folder))
     for folder in ("broken/cats", "empty"):
         Path(folder).mkdir(parents=True)
     Path("broken/cats/cat.png").write_text("meow")
@@ -731,9 +739,10 @@ def test_mistakes_that_show_only_in_a_run() -> None:
         "  neurons: {step: extract_activations, model: vit, images: digits, sites: [mlp_post]}\n"
     )
     done = run(COMMAND, "run", "experiment.yaml", "--cores", "1")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stdout + done.stderr
-    assert "3 computed, 4 failed" in done.stdout
+    told = done.stdout + done.stderr
+    assert done.returncode == 1, told
+    assert "Traceback" not in told, told
+    assert "3 computed, 4 failed" in done.stdout, told
     messages = dict(re.findall(r"^failed (\w+)\n(.*?)\n  log: ", done.stderr, re.MULTILINE | re.DOTALL))
     assert "cats/cat.png" in messages["broken"]
     assert "it must hold image files or folders of them" in messages["empty"]

@@ -14,7 +14,7 @@ import prisma_steps
 from prisma_steps.execution import open_artifact
 from prisma_steps.plan import Plan, plan_experiment
 from prisma_steps.progress import StatusFile
-from prisma_steps.runner import JobError, run_job
+from prisma_steps.runner import JobError, run_jobs
 from prisma_steps.step import StepError
 from prisma_steps.store import Store, Stored, walk
 
@@ -46,7 +46,10 @@ def planned(kind: str = "lazy", path: str = "photos", store: str = "artifacts") 
 
 def run(plan: Plan) -> Stored:
     (job,) = plan.jobs.values()
-    run_job(job.spec("x"), plan.store, StatusFile(Path("status.json"), "log"), threads=2)
+    status = StatusFile(Path("status.json"), "log")
+    ((_, outcome),) = run_jobs([job.spec("x")], plan.store, {job.key: status}, threads=2)
+    if isinstance(outcome, Exception):
+        raise outcome
     plan.refresh()
     return plan.store.artifact(job.step, job.key)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -115,12 +115,13 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
 def saved(folder: Path, seed: int) -> HookedViT:
     """A tiny trained model, as transformers leaves it in a folder."""
     import torch
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20, "num_hidden_layers": 1}
     config = ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"})
     ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     return prisma_steps.load_model(folder)
 
 
@@ -135,14 +136,15 @@ nodes:
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[HookedViT]:
     """Two models in folders a and b; the experiment y has made an artifact of the second."""
     from prisma_steps.progress import StatusFile
-    from prisma_steps.runner import run_job
+    from prisma_steps.runner import run_jobs
 
     monkeypatch.chdir(tmp_path)
     models = [saved(tmp_path / name, seed) for seed, name in enumerate("ab")]
     Path("experiments").mkdir()
     Path("experiments/y.yaml").write_text(MODELS)
     job = list(plan_experiment("y", Store(Path("artifacts"))).grids["vit"].values())[1]
-    assert run_job(job.spec("y"), Store(Path("artifacts")), StatusFile(tmp_path / "s", "log")) == "computed"
+    told = run_jobs([job.spec("y")], Store(Path("artifacts")), {job.key: StatusFile(tmp_path / "s", "log")})
+    assert list(told) == [(job.key, "computed")]
     return models
 
 
@@ -160,6 +162,8 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
     (artifact,) = Path("artifacts/load_model").iterdir()
     from_artifact = prisma_steps.load_model(artifact)
     assert same(from_artifact, made[1]) and from_artifact.class_names == ("newt", "frog")
+    with pytest.raises(TypeError, match="an artifact has its image processor"):
+        prisma_steps.load_model(artifact, normalisation=([0.5] * 3, [0.5] * 3))
     assert same(prisma_steps.load_model("experiments/y.yaml/vit", path="../b"), made[1])
     assert same(prisma_steps.load_model(Path("a")), made[0])
 
@@ -168,13 +172,14 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
 @pytest.mark.parametrize(
     ("source", "select", "error", "message"),
     [
-        ("y/vit", {}, NotThere, "2 models of vit are selected, expected one of"),
-        ("y/vit", {"path": "../c"}, NotThere, "0 models of vit"),
+        ("y/vit", {}, NotThere, "2 points of vit are selected, expected one of"),
+        ("y/vit", {"path": "../c"}, NotThere, "0 points of vit"),
         ("y/vit", {"paht": "../a"}, NotThere, "no axis 'paht'; did you mean 'path'?"),
         ("y/vit", {"path": "../a"}, NotThere, "1 of 1 artifacts of vit are not there yet"),
         ("y/vti", {}, NotThere, "no node 'vti'; did you mean 'vit'?"),
         ("y/images", {}, NotThere, "images is made by load_images, which leaves images, expected a model"),
         ("a", {"path": "../a"}, TypeError, "only a node of an experiment has axes"),
+        ("y/vit", {"path": "../b", "normalisation": ([0], [1])}, TypeError, "normalisation is for a folder"),
         (
             "z/vit",
             {},
@@ -184,7 +189,7 @@ def test_a_model_of_a_node_a_folder_and_an_artifact(made: list[HookedViT]) -> No
     ],
 )
 def test_a_model_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, source: str, select: dict[str, str], error: type, message: str
+    monkeypatch: pytest.MonkeyPatch, source: str, select: dict[str, Any], error: type, message: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(error, match=re.escape(message)):

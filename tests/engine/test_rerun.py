@@ -171,7 +171,7 @@ def refactoring(checkout: Checkout) -> None:
 
 
 def figure_colours(checkout: Checkout) -> None:
-    checkout.edit("prisma_steps/figures/sae_pareto.py", "capsize=1.5", 'capsize=1.5, ecolor="red"')
+    checkout.edit("prisma_steps/figures/tradeoff.py", "capsize=1.5", 'capsize=1.5, ecolor="red"')
 
 
 def pixel(checkout: Checkout) -> None:

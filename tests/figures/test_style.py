@@ -29,7 +29,14 @@ from prisma_steps.figures.style import (
 from prisma_steps.schema import Quality
 from prisma_steps.step import Job, Output, StepError, gather, load_step
 
-FIGURES = ["attention_maps", "patching_heatmap", "sae_l0_by_layer", "sae_pareto", "training_curves"]
+FIGURES = [
+    "attention_maps",
+    "latents_vs_neurons",
+    "patching_heatmap",
+    "sae_l0_by_layer",
+    "sae_pareto",
+    "training_curves",
+]
 FILES = ["figure.pdf", "figure.png", "numbers.csv"]
 
 DRAW = """

@@ -4,6 +4,9 @@ import json
 
 import pytest
 import torch
+import xarray as xr
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTModel
 
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
@@ -56,3 +59,19 @@ def test_a_configuration_of_another_model_is_refused(artifact, change, message):
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(StepError, match=message):
         load_model(artifact)
+
+
+def test_a_model_published_without_its_pooler_is_loaded(tmp_path):
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, num_channels=1,
+    )  # fmt: skip
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    found, pixels = load_model(saved(model, tmp_path)), torch.rand(2, 1, 8, 8)
+    hidden = found.read(pixels, ["ln_final"])["ln_final", None]
+    assert torch.equal(hidden, model(pixels).last_hidden_state)
+    assert found.model.pooler is None
+    weights = tmp_path / "model.safetensors"
+    save_file({name: value for name, value in load_file(weights).items() if "norm" not in name}, weights)
+    with pytest.raises(StepError, match=r"weights of ViTModel are missing .*layernorm"):
+        load_model(Artifact(xr.Dataset(), tmp_path))

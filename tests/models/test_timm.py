@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers.utils import is_torchvision_available
 
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.step import Job, StepError
+from prisma_steps.steps.load_model import Params, load_model
 from tests.models.families import make, pixels_for
 
 
@@ -36,3 +39,14 @@ def test_attention_is_fused_again_after_its_scores_were_read_or_failed_to_be():
         model.run_with_hooks(pixels, {("attn_scores", 1): fail})
     assert all(block.attn.fused_attn for block in blocks)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+def test_a_folder_of_timm_says_what_can_be_done_with_it(timm, tmp_path):
+    from timm.models import save_for_hf
+
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    told = r"a model of timm \(vit_tiny_patch16_224\).*transformers.*HookedViT\(timm.create_model"
+    with pytest.raises(StepError, match=told):
+        load_model(Params(path=str(tmp_path)), Job())
+    assert HookedViT(model).n_classes == 3

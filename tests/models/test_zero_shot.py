@@ -64,6 +64,7 @@ def saved(name: str, folder: Path) -> tuple[Any, Any]:
         model.logit_scale.fill_(2.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    hf.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     return model, tokenizer
 
 

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prisma_steps.sae.initialisation import centre, expected_norm_factor, geometric_median, mean_token
+from prisma_steps.sae.autoencoder import Shape
+from prisma_steps.sae.initialisation import (
+    Sample,
+    centre,
+    expected_norm_factor,
+    geometric_median,
+    mean_token,
+)
+from prisma_steps.sae.topk import TopKAutoencoder
 from prisma_steps.step import StepError
 
 
@@ -43,9 +51,29 @@ def test_geometric_median_of_a_triangle_is_its_fermat_point():
     torch.testing.assert_close(geometric_median(triangle), triangle[3], atol=1e-5, rtol=0)
 
 
-def test_centre_scales_with_the_tokens(planted):
-    """Why b_dec may be found before the activations are normalised."""
-    for method in ("mean", "geometric_median"):
-        scaled = centre(3 * planted.tokens, method)
-        torch.testing.assert_close(scaled, 3 * centre(planted.tokens, method), rtol=1e-4, atol=1e-5)
-    assert centre(planted.tokens, "zeros").tolist() == [0.0] * 32
+@pytest.mark.parametrize("normalise", ["none", "expected_norm", "layer_norm"])
+@pytest.mark.parametrize("method", ["mean", "geometric_median", "zeros"])
+def test_b_dec_starts_at_a_centre_of_what_the_dictionary_sees(planted, normalise, method):
+    sae = TopKAutoencoder(Shape(32, 40, normalise=normalise), k=3)
+    mean = Sample(planted.tokens).start(sae, method, 0)
+    seen = planted.tokens.double()
+    if normalise == "expected_norm":
+        seen = seen * (32**0.5 / seen.norm(dim=1).mean())
+    if normalise == "layer_norm":
+        seen = (seen - seen.mean(1, keepdim=True)) / (seen.std(1, keepdim=True) + 1e-5)
+    # float32 against float64, and a median to a relative change of 1e-6 of the summed distance.
+    torch.testing.assert_close(sae.b_dec.detach(), centre(seen, method).float(), rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(mean, seen.mean(0).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_and_the_target_have_a_factor_of_their_own(planted):
+    x = torch.cat([planted.tokens, 5 * planted.tokens], dim=1)
+    crosscoder = TopKAutoencoder(Shape(32, 40, n_layers=2, normalise="expected_norm"), k=3)
+    Sample(x).start(crosscoder, "mean", 0)
+    first, second = crosscoder.normalisation.norm_factor.tolist()
+    assert first == pytest.approx(5 * second, rel=1e-5)
+    transcoder = TopKAutoencoder(Shape(32, 40, d_target=64, normalise="layer_norm"), k=3)
+    Sample(planted.tokens, x).start(transcoder, "mean", 0)
+    assert transcoder.normalisation.norm_factor.item() == 1
+    expected = expected_norm_factor(x)
+    assert transcoder.normalisation.target_norm_factor.item() == pytest.approx(expected)

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prisma_steps.sae.metrics import (
-    FiringCounts,
+    ClassificationSums,
+    LatentSums,
     ReconstructionSums,
     ce_recovered,
     density,
-    max_decoder_cosine,
+    nearest_rows,
+    states,
     summed_cross_entropy,
 )
 
@@ -87,15 +89,25 @@ def test_equal_tokens_have_no_fvu():
     assert math.isnan(sums_of(x, x, np.zeros((5, 1)), []).metrics()["fvu"])
 
 
-def test_firing_frequencies_per_token_and_per_image():
-    latents = torch.zeros(4, 5, 3)
+@pytest.mark.parametrize("cut", [1, 3])
+def test_latents_are_counted_and_averaged_where_they_fire(cut):
+    latents = torch.zeros(4, 5, 4)
     latents[0, 1, 0] = latents[0, 2, 0] = latents[3, 0, 0] = 1.0
-    latents[:, :, 1] = 0.1
-    counts = FiringCounts(3)
-    counts.add(latents[:3])
-    counts.add(latents[3:])
-    assert counts.per_token().tolist() == [3 / 20, 1.0, 0.0]
-    assert counts.per_image().tolist() == [0.5, 1.0, 0.0]
+    latents[3, 0, 0] = 4.0
+    latents[:, :, 1] = 0.5
+    latents[2, 4, 3] = 7.0
+    sums = LatentSums(4)
+    sums.add(latents[:cut])
+    sums.add(latents[cut:])
+    assert sums.per_token().tolist() == [3 / 20, 1.0, 0.0, 1 / 20]
+    assert sums.per_image().tolist() == [0.5, 1.0, 0.0, 0.25]
+    np.testing.assert_array_equal(sums.mean_activation(), [2.0, 0.5, np.nan, 7.0])
+    assert sums.max_activation().tolist() == [4.0, 0.5, 0.0, 7.0]
+
+
+def test_every_latent_is_in_one_state():
+    shares = torch.tensor([0.0, 1e-9, 0.1, 0.11, 1.0], dtype=torch.float64)
+    assert states(shares) == ["dead", "alive", "alive", "dense", "dense"]
 
 
 def test_density_shares():
@@ -121,12 +133,45 @@ def test_cross_entropy_is_brute_force():
     assert total == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_nearest_other_row_is_brute_force(chunk):
+def test_sums_of_images_are_brute_force():
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.standard_normal((9, 4)))
+    classes = torch.from_numpy(rng.integers(0, 4, 9))
+    parts = [ClassificationSums.of(logits[w], classes[w], logits[w] / 100) for w in (slice(2), slice(2, 9))]
+    found = (parts[0] + parts[1]).metrics("reconstruction")
+    exact = logits.numpy()
+
+    def ce(values):
+        picked = values[range(9), classes.numpy()]
+        return np.mean(np.log(np.exp(values).sum(1)) - picked)
+
+    assert found == pytest.approx(
+        {
+            "ce_reconstruction": ce(exact),
+            "top1_reconstruction": np.mean(exact.argmax(1) == classes.numpy()),
+            "ce_reconstruction_without_temperature": ce(exact / 100),
+        },
+        rel=1e-12,
+    )
+    assert set(ClassificationSums.of(logits, classes).metrics()) == {"ce", "top1"}
+
+
+@pytest.mark.parametrize("cosines", [1, 33, 1000])
+def test_nearest_other_row_is_brute_force(cosines, monkeypatch):
+    """However many rows are compared at once."""
+    monkeypatch.setattr("prisma_steps.sae.metrics._COSINES", cosines)
     rows = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
     rows[3] = 2 * rows[8]
     unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    expected = [max(unit[i] @ unit[j] for j in range(11) if j != i) for i in range(11)]
-    nearest = max_decoder_cosine(torch.from_numpy(rows), chunk)
-    np.testing.assert_allclose(nearest, expected, rtol=1e-12)
-    assert nearest[3] == pytest.approx(1)
+    others = unit @ unit.T - 9 * np.eye(11)
+    which, cosine = nearest_rows(torch.from_numpy(rows))
+    np.testing.assert_array_equal(which, others.argmax(1))
+    np.testing.assert_allclose(cosine, others.max(1), rtol=1e-12)
+    assert (which[3], which[8]) == (8, 3)
+    assert cosine[3] == pytest.approx(1)
+
+
+def test_the_one_row_of_a_dictionary_has_no_neighbour():
+    which, cosine = nearest_rows(torch.ones(1, 3))
+    assert which.tolist() == [-1]
+    assert cosine.isnan().all()

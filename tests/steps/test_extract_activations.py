@@ -74,6 +74,21 @@ def test_labels_tell_image_layer_and_token(model, images):
     assert data["resid_post"].attrs["long_name"] == "residual stream after the block"
 
 
+def test_logits_of_other_classes_than_the_images_have_the_models_names_and_no_labels(images, tmp_path):
+    config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "n_classes": 3})
+    vit = ToyViT.initialised(config, torch.Generator().manual_seed(0))
+    named = xr.Dataset(coords={"class_name": ("class", ["cat", "dog", "newt"])})
+    for number, (known, expected) in enumerate([(named, ["cat", "dog", "newt"]), (None, None)]):
+        other = saved(vit, tmp_path / str(number), known)
+        logits = extract(other, images, sites=["logits"])
+        assert "label" not in logits.coords and logits.sizes["class"] == 3
+        assert ("class_name" in logits.coords) == (expected is not None)
+        assert expected is None or logits["class_name"].values.tolist() == expected
+        residuals = extract(other, images, sites=["resid_post"])
+        np.testing.assert_array_equal(residuals["label"], images["label"])
+        assert residuals["class_name"].values.tolist() == list("0123456789")
+
+
 @pytest.mark.parametrize(("layers", "numbers"), [("last", [2]), ([2, 0], [2, 0]), ("all", [0, 1, 2])])
 def test_layers_are_chosen_by_number(model, images, layers, numbers):
     data = extract(model, images, sites=["attn_out"], layers=layers)
@@ -252,3 +267,25 @@ def test_clips_and_other_channels_are_refused(model, dims, message):
     images = xr.Dataset({"pixels": (dims, np.zeros(shape, np.uint8))}, {"image": ["a", "b"]})
     with pytest.raises(StepError, match=message):
         extract_activations(model, images, Params(sites=["resid_post"]), Job())
+
+
+def test_still_images_for_a_video_model_are_refused(tmp_path):
+    config = ToyViTConfig(**{**CONFIG.to_diff_dict(), "n_frames": 4, "tubelet_size": 2})
+    video = saved(ToyViT.initialised(config, torch.Generator().manual_seed(0)), tmp_path)
+    dims = ("image", "channel", "row", "column")
+    images = xr.Dataset({"pixels": (dims, np.zeros((2, 1, 8, 8), np.uint8))}, {"image": ["a", "b"]})
+    with pytest.raises(StepError, match=r"these are still images .* takes clips of 4 frames of 1 channels"):
+        extract(video, images, sites=["resid_post"])
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [("timesformer", "pattern"), ("clip classifier", "ln_final"), ("siglip bare", "logits")]
+)
+def test_sites_that_a_family_lacks_are_named(name, site, tmp_path):
+    model = make(name)
+    dims = ("image", *schema.IMAGE_DIMS[-len(model.input_shape) :])
+    pixels = xr.Dataset(
+        {"pixels": (dims, np.zeros((2, *model.input_shape), np.uint8))}, {"image": ["a", "b"]}
+    )
+    with pytest.raises(StepError, match=f"extract_activations: .*no site {site!r}"):
+        extract(saved(model.model, tmp_path), pixels, sites=[site])

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 import xarray as xr
+from PIL import Image
 
+import prisma_steps
 from prisma_steps import schema
 from prisma_steps.models import hub
 from prisma_steps.models.heads import ZeroShotHead
@@ -21,20 +24,21 @@ from prisma_steps.models.loading import load_model as load_artifact
 from prisma_steps.plan import JobPlan, plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.progress import StatusFile
-from prisma_steps.runner import run_job
+from prisma_steps.runner import run_jobs
 from prisma_steps.step import Artifact, Job, Output, StepError
 from prisma_steps.steps.load_model import Params, load_model
 from prisma_steps.store import Store
 from tests.models.families import MAKERS, make, pixels_for
 
 COMMITS = ("0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef")
+IMAGE = {"image_size": 8, "patch_size": 4, "num_channels": 2}
 NODE = "nodes:\n  vit: {{step: load_model, name: org/tiny{}}}\n"
 
 
 def vit(seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
-    config = hf.ViTConfig(**{**sizes, "image_size": 8, "patch_size": 4, "num_labels": 3, **changes})
+    config = hf.ViTConfig(**{**sizes, **IMAGE, "num_labels": 3, **changes})
     return hf.ViTForImageClassification(config).eval()
 
 
@@ -86,6 +90,40 @@ def test_attributes_say_what_the_model_is(tmp_path):
     processor = hf.ViTImageProcessorPil(size={"height": 8, "width": 8})
     expected = model(**processor(list(raw.numpy()), return_tensors="pt")).logits
     torch.testing.assert_close(found(found.preprocess(raw)), expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(tmp_path):
+    with pytest.raises(StepError) as told:
+        loaded(tmp_path, vit(num_channels=3))
+    message = str(told.value)
+    assert "given does not say how the images of its model are prepared" in message
+    assert "preprocessor_config.json" in message and "image_mean" in message
+
+
+@pytest.mark.parametrize("size", [8, 11])
+def test_mean_and_std_say_it_instead(tmp_path, size):
+    mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
+    model = vit(num_channels=3)
+    found, data = loaded(tmp_path, model, image_mean=mean, image_std=std)
+    raw = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    pillow = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in raw]
+    resized = np.stack([np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC)) for image in pillow])
+    expected = torch.from_numpy(((resized / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+    # Float32 of numbers up to 2.
+    torch.testing.assert_close(found.preprocess(raw), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found(found.preprocess(raw)), model(expected).logits, rtol=0, atol=1e-5)
+    assert data.attrs["preprocessing"] == "BitImageProcessorPil"
+    by_hand = prisma_steps.load_model(tmp_path / "given", normalisation=(mean, std))
+    assert torch.equal(by_hand.preprocess(raw), found.preprocess(raw))
+
+
+def test_mean_and_std_of_a_model_that_needs_none_are_refused(tmp_path):
+    given = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    with pytest.raises(StepError, match="models of 3 channels that come without .*: leave them out"):
+        loaded(tmp_path, vit(), **given)
+    hf.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "given")
+    with pytest.raises(StepError, match="models of 3 channels that come without .*: leave them out"):
+        loaded(tmp_path, vit(num_channels=3), **given)
 
 
 def test_the_same_model_leaves_the_same_bytes(tmp_path):
@@ -151,6 +189,9 @@ def test_weights_that_can_run_code_are_refused(tmp_path):
         ({}, "got neither"),
         ({"path": ".", "name": "org/tiny"}, "got both"),
         ({"path": ".", "revision": "v2"}, "leave it out beside `path`"),
+        ({"path": ".", "image_mean": [0.5] * 3}, "given together"),
+        ({"path": ".", "image_mean": [0.5], "image_std": [0.5]}, "at least 3"),
+        ({"path": ".", "image_mean": [0.5] * 3, "image_std": [0.5, 0.0, 0.5]}, "greater than 0"),
         ({"path": ".", "templates": ["a {}"]}, "need `class_names`"),
         ({"path": ".", "class_names": ["a"], "templates": ["a photo"]}, "'a photo' has not"),
         ({"path": ".", "class_names": ["a"], "templates": ["{} and {}"]}, "has {} once"),
@@ -198,10 +239,11 @@ def test_the_commit_is_in_the_key_and_not_the_word_for_it(cache, tmp_path):
 def test_the_job_loads_the_commit_that_was_planned(cache, tmp_path):
     job, store = planned(tmp_path), Store(tmp_path / "store")
     (cache / "refs" / "main").write_text(COMMITS[1])
-    assert run_job(job.spec("experiment"), store, StatusFile(tmp_path / "status", "log")) == "computed"
+    told = run_jobs([job.spec("experiment")], store, {job.key: StatusFile(tmp_path / "status", "log")})
+    assert list(told) == [(job.key, "computed")]
     made = store.artifact("load_model", job.key)
     model = load_artifact(Artifact(xr.Dataset(), made.folder))
-    pixels = torch.rand(2, 3, 8, 8)
+    pixels = torch.rand(2, 2, 8, 8)
     torch.testing.assert_close(model(pixels), vit(0)(pixels).logits, rtol=0, atol=0)
     assert made.manifest["identity"]["outside"] == {"revision": COMMITS[0]}
     assert made.manifest["parameters"]["name"] == "org/tiny"
@@ -220,7 +262,8 @@ def test_a_revision_that_nobody_knows_is_a_problem_of_the_experiment(tmp_path):
 
 @pytest.mark.usefixtures("cache")
 def test_files_of_a_commit_that_cannot_be_had_are_named():
-    with pytest.raises(hub.HubError, match=f"'org/tiny' at {'f' * 40} are not in the cache"):
+    told = f"the files of 'org/tiny' at {'f' * 40} cannot be downloaded: HF_HUB_OFFLINE is set, and the cache"
+    with pytest.raises(hub.HubError, match=told):
         load_model(Params(name="org/tiny", revision="f" * 40), Job())
 
 

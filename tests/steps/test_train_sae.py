@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,11 @@ from pydantic import ValidationError
 
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.autoencoder import registered
-from prisma_steps.sae.tokens import token_table
+from prisma_steps.sae.labelled import load_dictionary
+from prisma_steps.sae.training import TrainingDiverged
 from prisma_steps.schema import MEANINGS, Dictionary, check
-from prisma_steps.step import Job, StepError, load_step
-from prisma_steps.steps.train_sae import Params, train_sae
+from prisma_steps.step import Job, Member, StepError, load_step, may_differ
+from prisma_steps.steps.train_sae import Params, train_sae, train_together
 
 N_IMAGES, N_TOKENS, D_MODEL = 60, 5, 8
 
@@ -39,7 +42,8 @@ def activations() -> xr.Dataset:
 
 
 def params(**changes) -> Params:
-    return Params(**{"site": "resid_post", "expansion": 2, "k": 3, "batch_size": 32, "epochs": 3, **changes})
+    small = {"expansion": 2, "k": 3, "prefixes": [0.5, 1.0], "batch_size": 32, "epochs": 3}
+    return Params(**{"site": "resid_post", **small, **changes})
 
 
 class Interrupted(Exception):
@@ -56,10 +60,14 @@ def interrupted_job(tmp_path, at: int) -> Job:
     return Job(scratch=tmp_path, checkpoint_every=0.0, report=report)
 
 
-@pytest.mark.parametrize("architecture", ["relu", "topk"])
+ARCHITECTURES = ["relu", "gated", "topk", "batch_topk", "jumprelu", "matryoshka"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_run_killed_again_and_again_leaves_the_same_bytes(activations, tmp_path, architecture):
     """Weights, moments, dead counters (the window is short), order and history all survive."""
-    settings = params(architecture=architecture, dead_after=31, k=1, l1_coefficient=100.0, learning_rate=0.02)
+    sparse = {"k": 1, "l1_coefficient": 100.0, "bandwidth": 10.0}
+    settings = params(architecture=architecture, dead_after=31, learning_rate=0.02, **sparse)
     undisturbed = train_sae(activations, settings, Job())
     for at in (1, 4, 9, 10, 17):
         with pytest.raises(Interrupted):
@@ -83,7 +91,7 @@ def test_the_same_seed_leaves_the_same_bytes_and_another_does_not(activations):
     assert not np.array_equal(first["W_dec"], other["W_dec"])
 
 
-@pytest.mark.parametrize("name", ["relu", "topk"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_result_is_a_labelled_dictionary(activations, name):
     data = train_sae(activations, params(architecture=name, layer=1, tokens="patch"), Job())
     check(data, Dictionary)
@@ -92,13 +100,6 @@ def test_the_result_is_a_labelled_dictionary(activations, name):
     assert expected.items() <= data.attrs.items()
     assert all({"long_name", "units"} <= set(variable.attrs) for variable in data.variables.values())
     assert data["tokens_seen"].values[-1] == 3 * N_IMAGES * (N_TOKENS - 1)
-
-
-def test_tokens_of_a_kind_are_all_of_them_once(activations):
-    values = activations["resid_post"].sel(layer=3)
-    for tokens, which in {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}.items():
-        expected = values.values[:, which].reshape(-1, D_MODEL)
-        np.testing.assert_array_equal(token_table(values, tokens), expected)
 
 
 def test_tokens_are_those_that_were_stored(activations):
@@ -157,8 +158,19 @@ def test_half_precision_activations_are_trained_on_in_single(activations):
         ),
         ({"site": "mlp_out"}, "site 'mlp_out' is not stored: set site to one of resid_post"),
         ({"site": "pattern"}, "site 'pattern' has dims .* a dictionary needs one vector a token"),
-        ({"layer": 2}, r"layer 2 of 'resid_post' is not stored: set layer to one of \[1, 3\] or 'last'"),
+        ({"layer": 2}, r"layer 2 of 'resid_post' is not stored: set layer to one or several of \[1, 3\]"),
         ({"site": "ln_final", "layer": 1}, "'ln_final' exists once, not once a layer: leave layer out"),
+        ({"layer": [1, 2]}, r"layer 2 of 'resid_post' is not stored"),
+        ({"layer": [1]}, "a crosscoder needs several layers: set layer to 1"),
+        ({"layer": []}, r"layer is \[\]: set layer to one or several of \[1, 3\]"),
+        ({"layer": [1, 1]}, r"layer is \[1, 1\]: set layer to one or several of"),
+        ({"layer": [1, 3], "target_site": "attn_out"}, "a crosscoder of several layers has no target_site"),
+        ({"target_site": "mlp_out"}, "site 'mlp_out' is not stored: set target_site to one of"),
+        ({"skip": True}, "skip adds a linear map to a transcoder: set target_site"),
+        (
+            {"architecture": "matryoshka", "prefixes": [0.5]},
+            "must grow, from 1 latent or more to all of them",
+        ),
         ({"k": 17}, "k = 17 is more than the dictionary's 16 latents"),
         ({"learning_rate": 1e6, "epochs": 20}, "optimiser step .*learning_rate = 1e.06 is too high"),
     ],
@@ -174,16 +186,21 @@ def test_wrong_parameters_are_refused_before_anything_runs(wrong):
         Params(**wrong)
 
 
+#: Neurons are what they are.
+TRAINED = registered().keys() - {"neurons"}
+
+
 def test_the_architectures_offered_are_those_registered():
     offered = Params.model_json_schema()["properties"]["architecture"]["enum"]
-    assert set(offered) == set(registered())
+    assert set(offered) == set(TRAINED)
 
 
 def test_every_setting_of_an_architecture_is_a_parameter_marked_for_it_alone():
     fields = Params.model_fields
-    for name in registered():
+    for name in TRAINED:
         for setting in architecture(name).settings:
-            assert name in fields[setting].json_schema_extra["only_for"]["architecture"]
+            only_for = fields[setting].json_schema_extra["only_for"]
+            assert setting == "aux_k_coefficient" or name in only_for["architecture"]
 
 
 def test_the_history_has_meanings(activations):
@@ -191,3 +208,84 @@ def test_the_history_has_meanings(activations):
     assert set(map(str, data.data_vars)) <= set(MEANINGS)
     assert load_step("train_sae").output is Dictionary
     assert torch.get_default_dtype() == torch.float32
+
+
+def together(activations: xr.Dataset, *points: Params, scratch: Path | None = None) -> list[xr.Dataset]:
+    jobs = [Job(scratch=scratch / str(i)) if scratch else Job() for i in range(len(points))]
+    members = [Member(point, job) for point, job in zip(points, jobs, strict=True)]
+    return list(train_together(activations, members))
+
+
+GRID = [
+    params(architecture="relu", l1_coefficient=0.3),
+    params(architecture="relu", l1_coefficient=1.0, learning_rate=0.01),
+    params(k=2, seed=1),
+    params(k=3, expansion=4),
+    params(architecture="jumprelu", normalise="layer_norm"),
+    params(architecture="batch_topk", dead_latents="resample", compute_dtype="bfloat16"),
+]
+
+
+def test_a_dictionary_trained_in_company_is_the_one_trained_alone(activations):
+    for point, made in zip(GRID, together(activations, *GRID), strict=True):
+        xr.testing.assert_identical(made, train_sae(activations, point, Job()))
+
+
+def test_one_that_fails_leaves_the_others(activations):
+    diverging = params(learning_rate=1e6, epochs=20)
+    fine = params(epochs=20)
+    too_many = params(k=17, epochs=20)
+    failed, made, impossible = together(activations, diverging, fine, too_many)
+    assert isinstance(failed, TrainingDiverged)
+    assert isinstance(impossible, StepError)
+    xr.testing.assert_identical(made, train_sae(activations, fine, Job()))
+
+
+def test_a_new_member_and_one_that_was_interrupted_go_on_together(activations, tmp_path):
+    """Each from its own step: what a member has done is not done again, and the bytes are the same."""
+    first, second = params(k=2), params(k=3)
+    with pytest.raises(Interrupted):
+        train_sae(activations, first, interrupted_job(tmp_path / "0", 9))
+    done = []
+    members = [
+        Member(first, Job(scratch=tmp_path / "0", report=lambda step, *_: done.append(step))),
+        Member(second, Job()),
+    ]
+    made = list(train_together(activations, members))
+    assert done == list(range(10, 31))
+    for point, dictionary in zip((first, second), made, strict=True):
+        xr.testing.assert_identical(dictionary, train_sae(activations, point, Job()))
+
+
+def test_a_transcoder_reads_one_site_and_writes_another(activations):
+    data = train_sae(
+        activations, params(target_site="attn_out", skip=True, layer=1, epochs=40, learning_rate=0.01), Job()
+    )
+    check(data, Dictionary)
+    sae = load_dictionary(data)
+    x, y = (torch.from_numpy(activations[site].sel(layer=1).values) for site in ("resid_post", "attn_out"))
+    # attn_out is resid_post less 2 everywhere: linear, so that the skip alone predicts it.
+    fvu = (sae(x)[1] - y).square().sum() / (y - y.mean((0, 1))).square().sum()
+    assert fvu < 0.02
+    assert data.attrs["target_site"] == "attn_out"
+
+
+def test_a_crosscoder_reads_and_writes_several_layers(activations):
+    data = train_sae(activations, params(layer=[3, 1]), Job())
+    check(data, Dictionary)
+    assert data["layer"].values.tolist() == [3, 1]
+    assert data["W_dec"].dims == ("latent", "layer", "d_model")
+    for layer in (1, 3):
+        rows = activations["resid_post"].sel(layer=layer).values.reshape(-1, D_MODEL).astype(np.float64)
+        factor = np.sqrt(D_MODEL) / np.linalg.norm(rows, axis=1).mean()
+        assert data["norm_factor"].sel(layer=layer).item() == pytest.approx(factor, rel=1e-6)
+
+
+def test_a_small_buffer_serves_every_token_too(activations):
+    data = train_sae(activations, params(buffer_tokens=40, epochs=2), Job())
+    assert data["tokens_seen"].values[-1] == 2 * N_IMAGES * N_TOKENS
+
+
+def test_grids_of_sparsity_and_seed_are_trained_together_and_layers_apart():
+    shared = {"site", "target_site", "layer", "tokens", "batch_size", "epochs", "n_tokens", "buffer_tokens"}
+    assert set(Params.model_fields) - may_differ(Params) == {*shared, "shuffle_seed"}

@@ -99,3 +99,23 @@ rule patching_heatmap:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule latents_vs_neurons:
+    input:
+        missing_inputs,
+    output:
+        done("latents_vs_neurons"),
+    log:
+        f"{RUN}/latents_vs_neurons/{{key}}.log",
+    benchmark:
+        f"{RUN}/latents_vs_neurons/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"

@@ -1,0 +1,1 @@
+"""Dictionaries as other toolkits store them: read, checked, and written."""
