@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.precision import ComputeDtype, has_bfloat16
-from prisma_steps.sae import kernels
+from prisma_steps.sae import kernels, sparse_kernels
 from prisma_steps.sae.autoencoder import Autoencoder
 from prisma_steps.sae.buffers import Buffers
 from prisma_steps.sae.fused_pass import Codes, FusedGradients, Pass
@@ -38,14 +38,14 @@ class ReLUGradients(FusedGradients):
         latents = self._latents(centred)
         per_token = sparsity_scale * self.autoencoder.l1_coefficient / len(y)
         counts = torch.empty(len(y), dtype=torch.int64)
-        in_parallel(kernels.count, len(y), latents, counts)
+        in_parallel(sparse_kernels.count, len(y), latents, counts)
         fired = int(array(counts).sum())
         if fired > _SPARSE[self.dtype] * latents.numel():
             return self._dense_pass(centred, y, latents, per_token)
         starts = array(counts).cumsum() - array(counts)
         indices = self._buffers.get("indices", fired, dtype=torch.int32)
         values = self._buffers.get("values", fired)
-        in_parallel(kernels.compress, len(y), latents, starts, indices, values)
+        in_parallel(sparse_kernels.compress, len(y), latents, starts, indices, values)
         codes = Codes(torch.from_numpy(starts), torch.from_numpy(starts) + counts, indices, values)
         return self._sparse_pass(centred, y, codes, per_token)
 
@@ -119,7 +119,7 @@ class TopKGradients(FusedGradients):
             self._buffers.get("values", n * k),
         )
         bits = latents.view(torch.int32 if self.dtype is torch.float32 else torch.int16)
-        in_parallel(kernels.select, n, bits, latents, k, *codes[1:])
+        in_parallel(sparse_kernels.select, n, bits, latents, k, *codes[1:])
         return self._sparse_pass(centred, y, codes, 0.0)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prisma_steps.sae import kernels
+from prisma_steps.sae import kernels, sparse_kernels
 from prisma_steps.sae.autoencoder import Autoencoder, Objective, dead_error
 from prisma_steps.sae.buffers import Buffers
 from prisma_steps.sae.threads import array, in_parallel
@@ -176,20 +176,22 @@ class FusedGradients(ABC):
         b_dec = self.autoencoder.b_dec.detach()
         numbers = (np.float32(2 / len(y)), np.float32(per_token))
         parts = (*codes, self._rows("W_dec"), b_dec, y, *numbers, gradient, errors, slopes)
-        in_parallel(kernels.decode, len(y), *parts)
+        in_parallel(sparse_kernels.decode, len(y), *parts)
         n_latents = self.autoencoder.shape.n_latents
         offsets = torch.empty(n_latents + 1, dtype=torch.int64)
         slots = self._buffers.get("slots", len(slopes), dtype=torch.int32)
         tokens = self._buffers.get("tokens", len(slopes), dtype=torch.int32)
         order = (offsets, slots, tokens)
-        kernels.group(*map(array, (codes.starts, codes.stops, codes.indices, *order)))
+        sparse_kernels.group(*map(array, (codes.starts, codes.stops, codes.indices, *order)))
         encoder = self._buffers.get("encoder", n_latents, centred.shape[1])
         decoder = self._buffers.get("decoder", n_latents, y.shape[1])
         bias, activity = self._buffers.get("bias", n_latents), torch.empty(n_latents)
-        in_parallel(kernels.outer_sums, n_latents, *order, codes.values, gradient, decoder)
-        in_parallel(kernels.outer_sums, n_latents, *order, slopes, centred, encoder)
-        in_parallel(kernels.sums_by_latent, n_latents, offsets, slots, slopes, bias, least=1024)
-        in_parallel(kernels.sums_by_latent, n_latents, offsets, slots, codes.values, activity, least=1024)
+        in_parallel(sparse_kernels.outer_sums, n_latents, *order, codes.values, gradient, decoder)
+        in_parallel(sparse_kernels.outer_sums, n_latents, *order, slopes, centred, encoder)
+        in_parallel(sparse_kernels.sums_by_latent, n_latents, offsets, slots, slopes, bias, least=1024)
+        in_parallel(
+            sparse_kernels.sums_by_latent, n_latents, offsets, slots, codes.values, activity, least=1024
+        )
         penalty = per_token * array(activity).sum(dtype=np.float64)
         return Pass(gradient, errors, penalty, offsets.diff(), encoder, decoder, bias)
 
