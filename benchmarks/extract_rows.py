@@ -108,7 +108,8 @@ def extraction(
 
     folder = Path(tempfile.mkdtemp())
     as_they_are = plain_preprocessing((224, 224), [0, 0, 0], [1, 1, 1])
-    for name, write in (model_files(random_model(shape)) | preprocessing_files(as_they_are)).items():
+    files = {**model_files(random_model(shape)), **preprocessing_files(as_they_are)}
+    for name, write in files.items():
         write(folder / name)
     model, job = Artifact(xr.Dataset(), folder), Job(folder, threads=torch.get_num_threads())
     params = Params(sites=[site], layers=list(layers), compute_dtype=dtype, batch_size=BATCH)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prisma_steps.precision import ComputeDtype
+
 D_MODEL, BATCH, K = 768, 4096, 32
 #: λ of mean‖x − x̂‖² + λ Σ f of every ReLU row, for tokens of E‖x‖ = √d_model.
 L1_COEFFICIENT = 3.0
@@ -51,42 +53,50 @@ def planted_tokens(n: int, seed: int) -> Tensor:
 # --- ours
 
 
-def ours(architecture: str, dtype: str, n_latents: int, all_latents: bool = False) -> Row:
+def ours(architecture: str, dtype: ComputeDtype, n_latents: int, all_latents: bool = False) -> Row:
     """A step as training makes it."""
     return _members(architecture, dtype, n_latents, 1, all_latents)
 
 
-def ours_grid(architecture: str, dtype: str, n_latents: int) -> Row:
+def ours_grid(architecture: str, dtype: ComputeDtype, n_latents: int) -> Row:
     """Dictionaries that take turns on each batch."""
     return _members(architecture, dtype, n_latents, MEMBERS, False)
 
 
-def _members(architecture: str, dtype: str, n_latents: int, count: int, all_latents: bool) -> Row:
-    from prisma_steps.models.fast_inference import reused_memory
+def _members(architecture: str, dtype: ComputeDtype, n_latents: int, count: int, all_latents: bool) -> Row:
+    from prisma_steps.memory import reused_memory
     from prisma_steps.sae import fused
     from prisma_steps.sae.architectures import architecture as named
     from prisma_steps.sae.autoencoder import Shape
     from prisma_steps.sae.buffers import Buffers
-    from prisma_steps.sae.optimiser import dictionary_adam
+    from prisma_steps.sae.training import Recipe, Trainer
+    from prisma_steps.step import Job
 
     if all_latents:
         fused._SPARSE = dict.fromkeys(fused._SPARSE, -1.0)
     settings = {"relu": {"l1_coefficient": L1_COEFFICIENT}, "topk": {"k": K}}[architecture]
     _KEPT.enter_context(reused_memory())
-    buffers, none, members = Buffers(), torch.zeros(n_latents, dtype=torch.bool), []
+    buffers, members = Buffers(), []
+    device = Job(threads=torch.get_num_threads()).device  # as in a job: deterministic
+    recipe = Recipe(
+        n_steps=10_000,
+        learning_rate=LEARNING_RATE,
+        learning_rate_warmup=0,
+        learning_rate_decay=0,
+        sparsity_warmup=0,
+        dead_after=10_000_000,
+        compute_dtype=dtype,
+    )
     for seed in range(count):
-        made = named(architecture)(Shape(D_MODEL, n_latents), **settings)
+        made = named(architecture)(Shape(D_MODEL, n_latents), **settings).to(device)
         made.initialise(torch.zeros(D_MODEL), torch.Generator().manual_seed(seed))
-        gradients = fused.fused_gradients(made, dtype, buffers)
-        if gradients is None:
-            raise RuntimeError(f"there is no fast way to train {architecture} in {dtype} on this processor")
-        members.append((made, gradients, dictionary_adam(made, gradients.copies)))
+        members.append(Trainer(made, recipe, torch.zeros(D_MODEL), buffers))
 
     def train(x: Tensor) -> None:
-        for _, gradients, optimiser in members:
-            optimiser.update(gradients(x, x, 1.0, none)[1], LEARNING_RATE)
+        for member in members:
+            member.advance(x, x)
 
-    return Row(train, members[0][0])
+    return Row(train, members[0].autoencoder)
 
 
 #: What lasts as long as the process.
@@ -95,7 +105,7 @@ _KEPT = ExitStack()
 
 def products(dtype: str, n_latents: int) -> Row:
     """The five products of a ReLU step alone, each the way that is fastest on this processor."""
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
 
     _KEPT.enter_context(reused_memory())
     torch.set_grad_enabled(False)
