@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.environments import python_with
+from benchmarks.rows import Row
 from benchmarks.timing import interleaved, report_speed
 
-ROOT = Path(__file__).parents[1]
+NNSIGHT = "nnsight==0.8.1"
 #: Images that every row goes through: two sections of the store, the first written while the second is made.
 COUNT = 256
 #: ‖ours − transformers‖ / ‖transformers‖ at most.
@@ -32,15 +31,19 @@ def speed() -> bool:
     if not full:
         print("this processor has no AVX-512 and bfloat16: MKL is as fast as oneDNN, bfloat16 as float32")
     with ExitStack() as stack:
-        rows = {name: stack.enter_context(Row(name)) for name in _names()}
-        if nnsight := nnsight_python():
-            rows["nnsight"] = stack.enter_context(Row("nnsight", python=nnsight))
-        times = interleaved({name: row.run for name, row in rows.items()}, rounds=3)
+        rows = {name: stack.enter_context(_row(name)) for name in _names()}
+        if nnsight := python_with(NNSIGHT):
+            rows["nnsight"] = stack.enter_context(Row("extract_rows", "nnsight", "CLIP-B/32", python=nnsight))
+        times = interleaved({name: lambda row=row: row.run(COUNT) for name, row in rows.items()}, rounds=3)
         memory = {name: row.memory for name, row in rows.items()}
     for name, seconds in times.items():
         share, images = times["bare"] / seconds, COUNT / seconds
         print(f"{name:<24} {images:6.1f} images/s  {share:5.2f} × bare  {memory[name]:6.0f} MB at most")
     return all([*_speed_limits(times, full), *_memory_limits(memory)])
+
+
+def _row(name: str, shape: str = "CLIP-B/32") -> Row:
+    return Row("extract_rows", name, shape)
 
 
 def _names() -> list[str]:
@@ -105,7 +108,7 @@ def precision() -> bool:
 
 def flatness() -> bool:
     """10,000 images beside 1,000, of a smaller model so that it does not take long."""
-    with Row("small", "small") as few, Row("small", "small") as many:
+    with _row("small", "small") as few, _row("small", "small") as many:
         times = interleaved({"few": lambda: few.run(1024), "many": lambda: many.run(10240)}, rounds=1)
         more = many.memory - few.memory
     return all(
@@ -116,66 +119,3 @@ def flatness() -> bool:
             _more_memory("10,240 images of a small model beside 1,024", more, 50),
         ]
     )
-
-
-class Row:
-    """A process that serves a row of ``benchmarks.extract_rows``."""
-
-    def __init__(self, name: str, shape: str = "CLIP-B/32", python: Path = Path(sys.executable)) -> None:
-        """Start it, and wait until it has gone through a first batch."""
-        words = [str(python), "-m", "benchmarks.extract_rows", name, shape]
-        self.name, self.memory = name, 0.0
-        self._process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._answer()
-
-    def __enter__(self) -> Row:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def run(self, count: int = COUNT) -> None:
-        """Go through so many images."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        print(count, file=stdin, flush=True)
-        self.memory = float(self._answer())
-
-    def _answer(self) -> str:
-        stdout = self._process.stdout
-        assert stdout is not None
-        if not (line := stdout.readline()):
-            raise RuntimeError(f"the row {self.name!r} of benchmarks.extract_rows ended early: see above")
-        return line
-
-
-def nnsight_python(version: str = "0.8.1") -> Path | None:
-    """A Python that has nnsight beside our packages, which stay as they are; None if it cannot be had."""
-    folder = ROOT / "build" / "benchmarks" / "nnsight"
-    python = folder / "bin" / "python"
-    if not (folder / version).exists():
-        words: Sequence[Sequence[str]] = [
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-c", _SHARE_OURS, sysconfig.get_path("purelib")],
-            [str(python), "-m", "pip", "install", "--quiet", f"nnsight=={version}"],
-        ]
-        for command in words:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(
-                    f"nnsight is not compared with: it could not be installed. {done.stderr.strip()[-300:]}"
-                )
-                return None
-        (folder / version).touch()
-    return python
-
-
-#: Run in the new environment: what is installed in ours is found there, after what is installed there.
-_SHARE_OURS = """
-import pathlib, sys, sysconfig
-pathlib.Path(sysconfig.get_path("purelib"), "ours.pth").write_text(sys.argv[1])
-"""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.environments import python_with
+from benchmarks.rows import Row
 from benchmarks.sae_rows import BATCH, D_MODEL, MEMBERS
 from benchmarks.timing import interleaved, report_speed
 
-ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": 4, "bfloat16": 2}
 #: Rounds that are timed, after one that is not, and batches of each in a round.
 ROUNDS, BATCHES = 3, 8
@@ -24,18 +23,11 @@ SAME_FVU = 1.02
 MEMORY = 1.2
 
 
-class Peer(NamedTuple):
-    """Another library: what is installed without its dependencies, and what it needs that we have not."""
-
-    package: str
-    needs: tuple[str, ...]
-
-
-#: torchvision and other copies of torch stay out.
+#: What is installed without its dependencies, and what it needs that we have not.
 PEERS = {
-    "sae-lens": Peer("sae-lens==6.54.12", ("transformer-lens", "datasets", "simple-parsing", "babe")),
-    "dictionary-learning": Peer("dictionary-learning==0.1.0", ("nnsight", "einops", "datasets", "zstandard")),
-    "overcomplete": Peer("overcomplete==0.3.0", ("einops",)),
+    "sae-lens": ("sae-lens==6.54.12", "transformer-lens", "datasets", "simple-parsing", "babe"),
+    "dictionary-learning": ("dictionary-learning==0.1.0", "nnsight", "einops", "datasets", "zstandard"),
+    "overcomplete": ("overcomplete==0.3.0", "einops"),
 }
 #: Rows whose bfloat16 is no mode of the library: torch's autocast is put around its step here.
 WRAPPED = ("dictionary-learning, bfloat16", "overcomplete, bfloat16")
@@ -43,7 +35,7 @@ WRAPPED = ("dictionary-learning, bfloat16", "overcomplete, bfloat16")
 
 def benchmark() -> bool:
     """Run all; False when a limit is missed."""
-    pythons = {name: python for name, peer in PEERS.items() if (python := python_of(name, peer))}
+    pythons = {name: python for name, peer in PEERS.items() if (python := python_with(*peer))}
     return all([*_widths(pythons), grid(pythons)])
 
 
@@ -88,15 +80,24 @@ def _run(
     names: Iterable[str], n_latents: int, pythons: Mapping[str, Path], batches: int = BATCHES
 ) -> dict[str, Found]:
     with ExitStack() as stack:
-        rows = {name: stack.enter_context(Row(name, n_latents, _python(name, pythons))) for name in names}
-        times = interleaved({name: lambda row=row: row.train(batches) for name, row in rows.items()}, ROUNDS)
-        found = {name: Found(times[name], row.memory, *row.score()) for name, row in rows.items()}
+        rows = {
+            name: stack.enter_context(Row("sae_rows", name, str(n_latents), python=_python(name, pythons)))
+            for name in names
+        }
+        times = interleaved({name: lambda row=row: row.run(batches) for name, row in rows.items()}, ROUNDS)
+        found = {name: Found(times[name], row.memory, *_score(row)) for name, row in rows.items()}
     for name, row in found.items():
         wrapped = "  (autocast wrapped around it here)" if name.endswith(WRAPPED) else ""
         learned = "" if "products" in name else f"  FVU {row.fvu:6.4f}  L0 {row.l0:7.1f}"
         speed = f"{batches * BATCH / row.seconds:8.0f} tokens/s"
         print(f"{name:<44} {speed}  {row.memory:6.0f} MiB{learned}{wrapped}", flush=True)
     return found
+
+
+def _score(row: Row) -> tuple[float, float]:
+    """FVU and L0 on tokens that a row was not trained on."""
+    fvu, l0 = map(float, row.ask("score").split())
+    return fvu, l0
 
 
 def _python(row: str, pythons: Mapping[str, Path]) -> Path:
@@ -152,80 +153,3 @@ def _at_most(what: str, value: float, limit: float) -> bool:
     verdict = "ok" if value <= limit else "TOO MUCH"
     print(f"{what}: {value:.3f}  (limit {limit:g})  {verdict}", flush=True)
     return value <= limit
-
-
-class Row:
-    """A process that serves a row of ``benchmarks.sae_rows``."""
-
-    def __init__(self, name: str, n_latents: int, python: Path) -> None:
-        """Start it, and wait until its tokens and weights are there."""
-        words = [str(python), "-m", "benchmarks.sae_rows", name, str(n_latents)]
-        self.name, self.memory = name, 0.0
-        self._process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        while self._answer() != "ready\n":  # libraries print as they start
-            pass
-
-    def __enter__(self) -> Row:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def train(self, batches: int) -> None:
-        """Train on so many batches."""
-        self._ask(str(batches))
-        self.memory = float(self._answer())
-
-    def score(self) -> tuple[float, float]:
-        """FVU and L0 on tokens that it was not trained on."""
-        self._ask("score")
-        fvu, l0 = map(float, self._answer().split())
-        return fvu, l0
-
-    def _ask(self, line: str) -> None:
-        stdin = self._process.stdin
-        assert stdin is not None
-        print(line, file=stdin, flush=True)
-
-    def _answer(self) -> str:
-        stdout = self._process.stdout
-        assert stdout is not None
-        if not (line := stdout.readline()):
-            raise RuntimeError(f"the row {self.name!r} of benchmarks.sae_rows ended early: see above")
-        return line
-
-
-def python_of(name: str, peer: Peer) -> Path | None:
-    """A Python that has another library beside our packages, which stay as they are; or None."""
-    folder = ROOT / "build" / "benchmarks" / name
-    python, mark = folder / "bin" / "python", folder / peer.package
-    if mark.exists():
-        return python
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    constraints = folder / "constraints.txt"
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-c", _SHARE_OURS, sysconfig.get_path("purelib"), str(constraints)],
-        [*pip, "--no-deps", peer.package],
-        [*pip, "--constraint", str(constraints), *peer.needs],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name} is not compared with: it could not be installed. {done.stderr.strip()[-300:]}")
-            return None
-    mark.touch()
-    return python
-
-
-#: Run in the new environment: what is installed in ours is found there, after what is installed there.
-_SHARE_OURS = """
-import importlib.metadata, pathlib, sys, sysconfig
-pathlib.Path(sysconfig.get_path("purelib"), "ours.pth").write_text(sys.argv[1])
-sys.path.append(sys.argv[1])
-torch = importlib.metadata.version("torch").partition("+")[0]
-pathlib.Path(sys.argv[2]).write_text(f"torch=={torch}\\ntorchvision<0\\n")
-"""
