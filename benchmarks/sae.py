@@ -25,7 +25,7 @@ MEMORY = 1.2
 
 #: What is installed without its dependencies, and what it needs that we have not.
 PEERS = {
-    "sae-lens": ("sae-lens==6.54.12", "transformer-lens", "datasets", "simple-parsing", "babe"),
+    "sae-lens": ("sae-lens==6.54.12", "transformer-lens<4", "datasets", "simple-parsing", "babe"),
     "dictionary-learning": ("dictionary-learning==0.1.0", "nnsight", "einops", "datasets", "zstandard"),
     "overcomplete": ("overcomplete==0.3.0", "einops"),
 }
