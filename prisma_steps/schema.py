@@ -414,9 +414,7 @@ Attribution = Kind(
 )
 Attention = Kind(
     "attention",
-    frozenset(
-        {"layer", "head", "query_kind", "key_kind", "head_type", "image", "query_token", "key_token"}
-    ),
+    frozenset({"layer", "head", "query_kind", "key_kind", "head_type", "image", "query_token", "key_token"}),
     required={
         "attention_distance": ("layer", "head"),
         "attention_entropy": ("query_kind", "layer", "head"),

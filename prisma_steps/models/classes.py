@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 from jaxtyping import Int
@@ -58,3 +59,21 @@ def _shown(names: list[str] | None) -> str:
     if names is None:
         return "without names"
     return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
+
+
+def number_of_class(model: Structure, asked: int | str, of: str) -> int:
+    """A class by its name, or by its number among the logits.
+
+    Raises:
+        StepError: when the model has no such class, in the name of the step ``of``.
+    """
+    if isinstance(asked, int):
+        if asked in range(model.n_classes):
+            return asked
+        raise StepError(f"{of}: no class {asked}: the model has classes 0 to {model.n_classes - 1}")
+    names = list(model.class_names or ())
+    if asked in names:
+        return names.index(asked)
+    near = difflib.get_close_matches(asked, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise StepError(f"{of}: no class {asked!r}.{hint} The model's classes are {_shown(names or None)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prisma_steps.parts import images_of_part
+from prisma_steps.parts import first_images, images_of_part
 from prisma_steps.schema import Images, Lens, Model, label
 from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, StepError, step
 
@@ -47,7 +47,8 @@ def logit_lens(model: Artifact, images: xr.Dataset, params: Params, job: Job) ->
         Along image, layer and token: ``top_class`` and ``top_logit`` (with ``place`` too; place 0, laid out
         by ``patch_row`` and ``patch_col``, is a map of classes), and with ``correct_class`` the correct
         class's ``correct_logit``, ``correct_rank`` (0 is the top), ``correct_probability`` and ``ce``.
-        Along image and layer ``exit_class``, ``exit_logit``, ``exit_rank``, ``exit_probability``, ``exit_ce``.
+        Along image and layer ``exit_class``, and likewise ``exit_logit``, ``exit_rank``,
+        ``exit_probability`` and ``exit_ce``.
 
     Raises:
         StepError: when the model has no head, fewer classes than ``top``, or others than the images, and when
@@ -60,25 +61,14 @@ def logit_lens(model: Artifact, images: xr.Dataset, params: Params, job: Job) ->
     require_classes(vit, "logit_lens")
     if params.top > vit.n_classes:
         raise StepError(f"logit_lens: top is {params.top}, but the model has only {vit.n_classes} classes")
-    chosen = images_of_part(_first(images, params), params)
+    chosen = images_of_part(first_images(images, params.n_images, "logit_lens"), params)
     vit.check_images(chosen["pixels"].shape[1:])
     otherwise = "set correct_class: false"
     classes = labels_of(vit, chosen, "logit_lens", otherwise) if params.correct_class else None
     return _blocks(vit.for_inference(), chosen, classes, params, job)
 
 
-def _first(images: xr.Dataset, params: Params) -> xr.Dataset:
-    count = images.sizes["image"]
-    if params.n_images is not None and params.n_images > count:
-        raise StepError(
-            f"logit_lens: n_images is {params.n_images:,}, but there are only {count:,} images: lower it"
-        )
-    return images.isel(image=slice(params.n_images))
-
-
-def _blocks(
-    vit: HookedViT, images: xr.Dataset, classes: Tensor | None, params: Params, job: Job
-) -> Blocks:
+def _blocks(vit: HookedViT, images: xr.Dataset, classes: Tensor | None, params: Params, job: Job) -> Blocks:
     import torch
     import xarray as xr
 
