@@ -100,6 +100,8 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
                 f"describe_attention: no image {asked!r}. `chosen` holds places from 0 to {len(ids) - 1}, or "
                 f"ids such as {next(iter(ids))!r}"
             )
+        if place in places:
+            raise StepError(f"describe_attention: {asked!r} is an image that `chosen` names already")
         places.append(place)
     return places
 

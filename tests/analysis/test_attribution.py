@@ -149,9 +149,7 @@ def test_positions_are_the_models_parameters():
     scale = (embedded.var(-1, unbiased=False, keepdim=True) + norm.eps) ** -0.5
     position = inner.position_embedding.weight
     normed = (position - position.mean(-1, keepdim=True)) * scale * norm.weight
-    torch.testing.assert_close(
-        found.by_token[:, 1, 1:], (normed * direction)[:, 1:].sum(-1), **EXACT
-    )
+    torch.testing.assert_close(found.by_token[:, 1, 1:], (normed * direction)[:, 1:].sum(-1), **EXACT)
     torch.testing.assert_close(found.by_token[:, 3], direction @ norm.bias, **EXACT)
 
 
