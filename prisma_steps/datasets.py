@@ -245,7 +245,8 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
 
     Returns:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
-        points (the layers of deeper and shallower models), it is their union and the rest is missing.
+        points (the layers of deeper and shallower models), it is their union and the rest is missing: NaN, or
+        an empty text.
     """
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
@@ -256,6 +257,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
+    missing = _missing(parts)
     for axis in reversed(axes):
         size = len(axis)
         parts = [
@@ -267,6 +269,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
                 compat="equals",
                 join="outer",
                 combine_attrs="drop_conflicts",
+                fill_value=missing,
             )
             for start in range(0, len(parts), size)
         ]
@@ -274,6 +277,12 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     for name in coords:
         combined[name].attrs.update(long_name=name.replace("_", " "), units="1")
     return combined
+
+
+def _missing(parts: Sequence[xr.Dataset]) -> dict[Any, Any]:
+    """What stands where a part has no value of a variable: NaN, which texts have not, or an empty text."""
+    names = {name: variable.dtype.kind for part in parts for name, variable in part.variables.items()}
+    return {name: "" if kind in "UOT" else np.nan for name, kind in names.items()}
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:
