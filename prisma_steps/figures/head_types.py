@@ -35,6 +35,7 @@ def head_types(attention: xr.Dataset, params: Params) -> Plot:
     """Draw, for each type of head, the score of every head: layer × head, on one colour scale."""
     require(attention, "head_score", "uniform_head_score", "head_type", "layer", "head", of="head_types")
     shown = attention[["head_score", "uniform_head_score"]]
+    strongest = float(shown["head_score"].max())
     n_types = shown.sizes["head_type"]
     per_row = min(PER_ROW[params.width], n_types)
     rows = ceil(n_types / per_row)
@@ -42,7 +43,7 @@ def head_types(attention: xr.Dataset, params: Params) -> Plot:
     height = min(side * shown.sizes["layer"] / shown.sizes["head"], TALLEST)
     drawing, axes = subplots(params.inches, rows * (height + TITLE) + BAR, rows, per_row)
     for panel, name in zip(axes.flat, shown["head_type"].values, strict=False):
-        _draw(panel, shown.sel(head_type=name), str(name))
+        _draw(panel, shown.sel(head_type=name), str(name), strongest)
     for panel in axes.flat[n_types:]:
         panel.remove()
     kept = list(axes.flat[:n_types])
@@ -51,12 +52,12 @@ def head_types(attention: xr.Dataset, params: Params) -> Plot:
     return Plot(drawing, frame(shown), _caption(attention))
 
 
-def _draw(panel: Axes, scores: xr.Dataset, name: str) -> None:
+def _draw(panel: Axes, scores: xr.Dataset, name: str, strongest: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = scores["head_score"].transpose("layer", "head")
-    panel.imshow(values.values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    panel.set_title(f"{name.replace('_', ' ')} (uniform {float(scores['uniform_head_score']):.2f})")
+    panel.imshow(values.values, cmap="Blues", vmin=0, vmax=strongest, aspect="auto")
+    panel.set_title(f"{name.replace('_', ' ')} ({float(scores['uniform_head_score']):.2f})")
     for axis, dim in ((panel.xaxis, "head"), (panel.yaxis, "layer")):
         axis.set_major_locator(MaxNLocator(4, integer=True))
         axis.set_label_text(dim.capitalize())

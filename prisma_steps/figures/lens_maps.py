@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 PER_ROW = {"one_column": 4, "two_columns": 7}
 TITLE, LEGEND = 0.32, 0.3
 
-#: Classes with a colour of their own, those of the most cells; the others are grey.
-N_COLOURS = 8
+#: Classes with a colour of their own, those of the most cells, and the grey of all others.
+N_COLOURS = 7
+OTHERS = (0.85, 0.85, 0.85)
 
 
 class Params(FigureParams):
@@ -58,7 +59,7 @@ def lens_maps(lens: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
         panel.set_title("Embedding" if layer == 0 else f"After {layer} block{'s' * bool(layer > 1)}")
     for panel in axes.flat[n_panels:]:
         panel.remove()
-    drawing.legend(handles=_handles(colours, _names(lens)), loc="outside lower center", ncols=per_row)
+    drawing.legend(handles=_handles(cells, colours, _names(lens)), loc="outside lower center", ncols=4)
     caption = (
         f"The class of each patch of image {image} by the logit lens: the model's final norm and head on the "
         "token alone, after every block. Below each map: the class of CLS, where there is one."
@@ -116,13 +117,15 @@ def _show_map(panel: Axes, cells: xr.DataArray, colours: dict[int, Any], names: 
 def _coloured(classes: np.ndarray, colours: dict[int, Any]) -> np.ndarray:
     import numpy as np
 
-    shown = np.full((*classes.shape, 3), 0.85)
+    shown = np.full((*classes.shape, 3), OTHERS)
     for number, colour in colours.items():
         shown[classes == number] = colour
     return shown
 
 
-def _handles(colours: dict[int, Any], names: list[str] | None) -> list[Any]:
+def _handles(cells: xr.DataArray, colours: dict[int, Any], names: list[str] | None) -> list[Any]:
     from matplotlib.patches import Patch
 
-    return [Patch(color=colour, label=_name(number, names)) for number, colour in colours.items()]
+    handles = [Patch(color=colour, label=_name(number, names)) for number, colour in colours.items()]
+    has_others = not bool(cells.isin(list(colours)).all())
+    return [*handles, Patch(color=OTHERS, label="other classes")] if has_others else handles
