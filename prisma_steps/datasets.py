@@ -246,7 +246,8 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
 
     Returns:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
-        points (the layers of deeper and shallower models), it is their union and the rest is missing.
+        points (the layers of deeper and shallower models), it is their union and the rest is missing: NaN, or
+        an empty text.
     """
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
@@ -259,6 +260,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     coords = _grid_coords(axes, dims)
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
+    missing = _missing(parts)
     for axis in reversed(axes):
         size = len(axis)
         parts = [
@@ -270,6 +272,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
                 compat="equals",
                 join="outer",
                 combine_attrs="drop_conflicts",
+                fill_value=missing,
             )
             for start in range(0, len(parts), size)
         ]
@@ -286,6 +289,12 @@ def _check_axes(axes: Sequence[Axis], dims: set[str]) -> None:
                 f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise "
                 f"where it is made (axis: {axis.name}_value)"
             )
+
+
+def _missing(parts: Sequence[xr.Dataset]) -> dict[Any, Any]:
+    """What stands where a part has no value of a variable: NaN, which texts have not, or an empty text."""
+    names = {name: variable.dtype.kind for part in parts for name, variable in part.variables.items()}
+    return {name: "" if kind in "UOT" else np.nan for name, kind in names.items()}
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

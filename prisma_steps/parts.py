@@ -1,4 +1,4 @@
-"""The images of one part of a step's work."""
+"""The images of a step's work, or of one part of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from prisma_steps.step import InParts, StepError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+def first_images(images: xr.Dataset, n_images: int | None, of: str) -> xr.Dataset:
+    """The first ``n_images`` images; all of them if None.
+
+    Raises:
+        StepError: when there are fewer, in the name of the step ``of``.
+    """
+    count = images.sizes["image"]
+    if n_images is not None and n_images > count:
+        raise StepError(f"{of}: n_images is {n_images:,}, but there are only {count:,} images: lower it")
+    return images.isel(image=slice(n_images))
 
 
 def images_of_part(images: xr.Dataset, params: InParts) -> xr.Dataset:

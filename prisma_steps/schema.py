@@ -30,10 +30,14 @@ DIMS: Mapping[str, str] = {
     "d_head": "a coordinate inside a head",
     "d_mlp": "a neuron of an MLP",
     "d_target": "a coordinate of what a transcoder writes",
-    "component": "a summand of the residual stream: embed, attn_<layer> or mlp_<layer>",
+    "component": "a summand of the residual stream (embed, attn_<layer> or mlp_<layer>), or of a logit",
     "latent": "a latent of a dictionary",
     "entry": "one firing of a latent in an image, in the order of tokens and then of latents",
     "rank": "a place among a latent's images, from 0, where it fires most strongly",
+    "place": "a place among the classes, from 0, the one with the highest logit",
+    "query_kind": "the kind of the tokens that attend: all, cls, register, distillation or patch",
+    "key_kind": "the kind of the tokens attended to",
+    "head_type": "what a head would do that attends to one relation of patches alone",
     "quantile": "a share of the images in which a latent fires, that fire it as strongly or less",
     "class": "a class",
     "seed": "a random seed",
@@ -273,6 +277,39 @@ MEANINGS: Mapping[str, Meaning] = {
     "quantile_image": Meaning("image at the quantile of the latent's activation", "1"),
     "quantile_activation": Meaning("highest activation in the image at the quantile", "1"),
     "quantile_heat_map": Meaning("activation", "1"),
+    # lenses: the head on the residual stream of a layer
+    "top_class": Meaning("class by the logit lens", "1"),
+    "top_logit": Meaning("logit of the class by the logit lens", "1"),
+    "correct_logit": Meaning("logit of the correct class", "1"),
+    "correct_rank": Meaning("classes with a higher logit than the correct one", "class"),
+    "correct_probability": Meaning("probability of the correct class", "1"),
+    "exit_class": Meaning("class by the whole stream at the layer", "1"),
+    "exit_logit": Meaning("logit of the correct class by the whole stream at the layer", "1"),
+    "exit_rank": Meaning("classes with a higher logit than the correct one by the whole stream", "class"),
+    "exit_probability": Meaning("probability of the correct class by the whole stream", "1"),
+    "exit_ce": Meaning("CE by the whole stream at the layer", "nat"),
+    # attribution of logits to components
+    "logit_contribution": Meaning("contribution to the logit", "1"),
+    "token_logit_contribution": Meaning("contribution to the logit through a token", "1"),
+    "attributed_logit": Meaning("logit that is attributed", "1"),
+    "attributed_class": Meaning("class whose logit is attributed", "1"),
+    "subtracted_class": Meaning("class whose logit is subtracted", "1"),
+    "component_kind": Meaning("kind of the component", "1"),
+    "component_layer": Meaning("layer of the component, −1 for none", "1"),
+    "component_head": Meaning("head of the component, −1 for none", "1"),
+    # attention
+    "attention_distance": Meaning("mean attention distance", "pixel"),
+    "attention_frame_distance": Meaning("mean attention distance in time", "tubelet"),
+    "uniform_attention_distance": Meaning("attention distance of uniform attention", "pixel"),
+    "uniform_attention_frame_distance": Meaning("attention distance in time of uniform attention", "tubelet"),
+    "attention_entropy": Meaning("attention entropy", "nat"),
+    "uniform_attention_entropy": Meaning("attention entropy of uniform attention", "nat"),
+    "attention_mass": Meaning("share of attention", "1"),
+    "uniform_attention_mass": Meaning("share of uniform attention", "1"),
+    "head_score": Meaning("share of the attention of patches", "1"),
+    "uniform_head_score": Meaning("share of the attention of patches, of uniform attention", "1"),
+    "attention_rollout": Meaning("attention rollout", "1"),
+    "n_images": Meaning("images read", "image"),
     # interventions
     "logit_difference": Meaning("logit difference, clean class − corrupted class", "1"),
     "normalised_logit_difference": Meaning("normalised logit difference (clean = 1, corrupted = 0)", "1"),
@@ -366,6 +403,30 @@ Patching = Kind(
     "patching",
     frozenset({"pair", "layer", "token", "head"}),
     required={"logit_difference": ("pair", "layer", "token")},
+)
+Lens = Kind(
+    "lens",
+    frozenset({"image", "layer", "token", "place", "class"}),
+    required={
+        "top_class": ("image", "layer", "token", "place"),
+        "top_logit": ("image", "layer", "token", "place"),
+        "exit_class": ("image", "layer"),
+    },
+)
+Attribution = Kind(
+    "attribution",
+    frozenset({"image", "component", "token", "class"}),
+    required={"logit_contribution": ("image", "component"), "attributed_logit": ("image",)},
+)
+Attention = Kind(
+    "attention",
+    frozenset({"layer", "head", "query_kind", "key_kind", "head_type", "image", "query_token", "key_token"}),
+    required={
+        "attention_distance": ("layer", "head"),
+        "attention_entropy": ("query_kind", "layer", "head"),
+        "attention_mass": ("query_kind", "key_kind", "layer", "head"),
+        "head_score": ("head_type", "layer", "head"),
+    },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from prisma_steps.figures.average import frame
+from prisma_steps.figures.one_image import bare, image_id, in_colour, pixels_of
 from prisma_steps.figures.patch_grid import PLACES, on_grid, others
 from prisma_steps.figures.style import FigureParams, Plot, figure, require
 from prisma_steps.schema import Activations, Images
@@ -48,34 +49,11 @@ def attention_maps(activations: xr.Dataset, images: xr.Dataset, params: Params) 
     """
     require(activations, "pattern", "layer", "head", "query_token", "key_token", of="attention_maps")
     tokens = _tokens(activations)
-    image = _image_id(activations, params.image)
-    pixels = _pixels(images, image)
+    image = image_id(activations, params.image, of="attention_maps")
+    pixels = in_colour(pixels_of(images, image, of="attention_maps"))
     maps = _of_query(activations["pattern"].sel(image=image), tokens, params.query)
     drawing = _draw(maps, pixels, params)
     return Plot(drawing, frame(maps.to_dataset()), _caption(image, params.query))
-
-
-def _image_id(activations: xr.Dataset, asked: int | str) -> str:
-    ids = activations["image"].values.tolist()
-    if isinstance(asked, int) and 0 <= asked < len(ids):
-        return ids[asked]
-    if isinstance(asked, str) and asked in ids:
-        return asked
-    raise StepError(
-        f"attention_maps: no image {asked!r} among the activations. Give a place from 0 to {len(ids) - 1}, "
-        f"or an id such as {ids[0]!r}."
-    )
-
-
-def _pixels(images: xr.Dataset, image: str) -> np.ndarray:
-    """The image as [row, column, channel], channels repeated to RGB."""
-    import numpy as np
-
-    require(images, "pixels", "image", of="attention_maps")
-    if image not in images.get_index("image"):
-        raise StepError(f"attention_maps: the activations are of image {image!r}, which is not in the images")
-    pixels = images["pixels"].sel(image=image).transpose("row", "column", "channel").values
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def _tokens(activations: xr.Dataset) -> xr.Dataset:
@@ -160,7 +138,7 @@ def _show_image(
         height, width = pixels.shape[0] / rows, pixels.shape[1] / columns
         corner = (query[1] * width - 0.5, query[0] * height - 0.5)
         panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#de8f05", linewidth=1.2))
-    _frame(panel)
+    bare(panel)
 
 
 def _show_map(panel: Axes, pixels: np.ndarray, attention: xr.DataArray, colours: ScalarMappable) -> None:
@@ -178,13 +156,7 @@ def _show_map(panel: Axes, pixels: np.ndarray, attention: xr.DataArray, colours:
     if aside.size:
         name = "CLS" if aside.size == 1 else "CLS, reg."
         panel.set_xlabel(f"{name} {float(aside.sum()):.2f}", fontsize=5, labelpad=1)
-    _frame(panel)
-
-
-def _frame(panel: Axes) -> None:
-    panel.set(xticks=[], yticks=[])
-    panel.grid(False)
-    panel.spines[:].set(visible=True, color="0.4", linewidth=0.4)
+    bare(panel)
 
 
 def _caption(image: str, query: Literal["cls"] | list[int]) -> str:

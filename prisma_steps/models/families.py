@@ -58,6 +58,7 @@ class Family:
         blocks: the list of blocks.
         embed: the module that leaves the embedded patches.
         block: the parts of a block.
+        pre_norm: the norm between the embedding with its positions and the first block.
         ln_final: the final norm, and what it is applied to: ``all`` tokens, the ``cls`` token alone, or one
             ``pooled`` token, the mean of the patches. The first that is there and is a norm.
         head: the matrix that makes logits of features.
@@ -79,6 +80,7 @@ class Family:
     embed: str
     block: BlockTable
     ln_final: Mapping[str, str]
+    pre_norm: str = ""
     head: str = "classifier"
     trunk: str = ""
     prefix: Callable[[Any], tuple[str, ...]] = lambda _: ("cls",)
@@ -209,6 +211,7 @@ _clip = Family(
     blocks="encoder.layers",
     embed="embeddings.patch_embedding",
     block=_CLIP,
+    pre_norm="pre_layrnorm",
     ln_final={"post_layernorm": "cls"},
     trunk="vision_model",
     head_skips_norm=True,
@@ -247,7 +250,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "clip_vision_model": _clip,
     "siglip_vision_model": replace(
-        _clip, ln_final={"post_layernorm": "all"}, prefix=_nothing, head_skips_norm=False
+        _clip, pre_norm="", ln_final={"post_layernorm": "all"}, prefix=_nothing, head_skips_norm=False
     ),
     "dinov2": _dinov2,
     "dinov2_with_registers": replace(_dinov2, trunk="dinov2_with_registers", prefix=_registers),
@@ -323,6 +326,7 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="mlp.fc2",
             mlp_write="ls2",
         ),
+        pre_norm="norm_pre",
         ln_final={"norm": "all", "fc_norm": "pooled"},
         head="head",
         prefix=lambda model: (*["cls"] * model.has_class_token, *["register"] * model.num_reg_tokens),

@@ -79,11 +79,14 @@ class ZeroShotHead(nn.Module):
         """Number of classes."""
         return len(self.text)
 
+    def embedding(self, returned: Any) -> Float[Tensor, "image embedding"]:
+        """The image's embedding in what the model returned, not normalised."""
+        embedding = getattr(returned, "image_embeds", None)
+        return (returned.pooler_output if embedding is None else embedding).to(self.text.dtype)
+
     def forward(self, returned: Any) -> Float[Tensor, "image class"]:
         """Logits of what the model returned."""
-        embedding = getattr(returned, "image_embeds", None)
-        image = returned.pooler_output if embedding is None else embedding
-        return self.scale * F.normalize(image.to(self.text.dtype), dim=-1) @ self.text.T + self.bias
+        return self.scale * F.normalize(self.embedding(returned), dim=-1) @ self.text.T + self.bias
 
 
 def head_files(head: nn.Module) -> Mapping[str, Callable[[Path], None]]:

@@ -153,6 +153,12 @@ class Structure:
         found = find(self.blocks[layer], getattr(self.family.block, name))
         return None if isinstance(found, nn.Identity) else found
 
+    @property
+    def pre_norm(self) -> nn.Module | None:
+        """The norm between the embedding with its positions and the first block."""
+        found = find(self.trunk, self.family.pre_norm)
+        return None if isinstance(found, nn.Identity) else found
+
     @cached_property
     def _final_norm(self) -> tuple[nn.Module | None, str]:
         """The final norm, and what it is applied to."""

@@ -440,6 +440,16 @@ def test_layers_that_a_shallower_model_lacks_are_missing() -> None:
     np.testing.assert_array_equal(cube["x"], [[1, np.nan, np.nan], [1, 1, 1]])
 
 
+def test_texts_of_labels_that_a_part_lacks_are_empty(tmp_path: Path) -> None:
+    for n in (1, 3):
+        coords = {"component": [f"mlp_{i}" for i in range(n)], "kind": ("component", ["mlp"] * n)}
+        write(xr.Dataset({"x": ("component", np.ones(n))}, coords), tmp_path / str(n))
+    parts = [open_lazily(tmp_path / str(n)) for n in (1, 3)]
+    cube = combine(parts, [Axis("n_layers", {"n_layers": (1, 3)})])
+    assert cube["kind"].values.tolist() == [["mlp", "", ""], ["mlp"] * 3]
+    np.testing.assert_array_equal(cube["x"], [[1, np.nan, np.nan], [1, 1, 1]])
+
+
 def test_other_images_are_a_union_too_and_never_aligned_by_position() -> None:
     parts = [xr.Dataset({"x": ("image", [1.0, 2.0])}, {"image": ids}) for ids in (["a", "b"], ["b", "c"])]
     cube = combine(parts, [Axis("seed", {"seed": (0, 1)})])

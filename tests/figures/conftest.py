@@ -100,3 +100,68 @@ def images() -> xr.Dataset:
     return xr.Dataset(
         {"pixels": (("image", "channel", "row", "column"), pixels)}, coords={"image": ["c", "b", "a"]}
     )
+
+
+@pytest.fixture
+def lens() -> xr.Dataset:
+    """A logit lens on 3 images, the embedding and 2 blocks, CLS and 2 × 3 patches, 4 classes, the top 2."""
+    random = np.random.default_rng(5)
+    cells = ("image", "layer", "token")
+    return xr.Dataset(
+        {
+            "top_class": ((*cells, "place"), random.integers(0, 4, (3, 3, 7, 2))),
+            "correct_probability": (cells, random.uniform(0, 1, (3, 3, 7))),
+            "ce": (cells, random.uniform(0, 3, (3, 3, 7))),
+        },
+        coords={
+            "image": ["a", "b", "c"],
+            "layer": range(3),
+            "token": range(7),
+            **tokens(2, 3),
+            "class_name": ("class", ["cat", "dog", "newt", "heron"]),
+        },
+    )
+
+
+@pytest.fixture
+def attribution() -> xr.Dataset:
+    """Contributions of 5 components to a difference of two logits, on 4 images."""
+    values = np.random.default_rng(6).normal(size=(4, 5)) + np.array([0.1, -3, 2, 0, 1])
+    kinds = ["embedding", "head", "head", "mlp", "unembedding_bias"]
+    return xr.Dataset(
+        {
+            "logit_contribution": (("image", "component"), values),
+            "attributed_logit": ("image", values.sum(1)),
+            "subtracted_class": ("image", [0, 1, 0, 1]),
+        },
+        coords={
+            "image": list("abcd"),
+            "component": ["embedding", "head_0.0", "head_0.1", "mlp_0", "unembedding_bias"],
+            "component_kind": ("component", kinds),
+            "component_layer": ("component", [-1, 0, 0, 0, -1]),
+        },
+    )
+
+
+@pytest.fixture
+def attention() -> xr.Dataset:
+    """A description of 3 layers of 2 heads."""
+    random = np.random.default_rng(7)
+    places = ("layer", "head")
+    return xr.Dataset(
+        {
+            "attention_distance": (places, random.uniform(5, 20, (3, 2))),
+            "uniform_attention_distance": 15.0,
+            "attention_entropy": (("query_kind", *places), random.uniform(0, 2, (2, 3, 2))),
+            "uniform_attention_entropy": ("query_kind", [1.9, 1.8]),
+            "head_score": (("head_type", *places), random.uniform(0, 0.8, (4, 3, 2))),
+            "uniform_head_score": ("head_type", [0.1, 0.3, 0.2, 0.1]),
+            "n_images": 50,
+        },
+        coords={
+            "layer": range(3),
+            "head": range(2),
+            "query_kind": ["all", "patch"],
+            "head_type": ["self", "row", "column", "cls"],
+        },
+    )

@@ -61,9 +61,7 @@ def test_one_panel_a_head(activations: xr.Dataset, images: xr.Dataset) -> None:
 def test_bad_data(activations: xr.Dataset, images: xr.Dataset) -> None:
     with pytest.raises(StepError, match="has no pattern"):
         draw(activations.drop_vars("pattern"), images, Params())
-    with pytest.raises(
-        StepError, match="no image 2 among the activations. Give a place from 0 to 1, or an id"
-    ):
+    with pytest.raises(StepError, match="no image 2 in the data. Give a place from 0 to 1, or an id"):
         draw(activations, images, Params(image=2))
     with pytest.raises(StepError, match="image 'a', which is not in the images"):
         draw(activations, images.sel(image=["c"]), Params())

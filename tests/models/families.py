@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 
 from prisma_steps.models.families import kind_of
+from prisma_steps.models.heads import Features, LinearProbe, ZeroShotHead
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from tests.without_torchvision import imported_timm
@@ -133,6 +134,9 @@ MAKERS: Mapping[str, Callable[[], Any]] = {
     ),
 }
 
+#: Those with a head, or to which one can be put: a bare model of timm returns a tensor, which no head reads.
+CLASSIFIERS = [name for name in MAKERS if name != "timm bare, registers, LayerScale"]
+
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> HookedViT:
     """A model in evaluation mode; no weight is zero, which would hide one that is left out."""
@@ -143,6 +147,26 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> HookedViT:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
     return HookedViT(model.to(dtype).eval())
+
+
+def make_classifier(name: str, dtype: torch.dtype = torch.float32) -> HookedViT:
+    """As ``make``, without gradients; what has no head gets one, with 5 classes."""
+    vit = make(name, dtype)
+    vit.model.requires_grad_(False)
+    if vit.unembedding is None:
+        vit = HookedViT(vit.model, _head_for(name, vit).to(dtype))
+    return vit
+
+
+def _head_for(name: str, vit: HookedViT) -> torch.nn.Module:
+    draw = torch.Generator().manual_seed(3)
+    if name in ("clip", "siglip bare"):
+        return ZeroShotHead(torch.randn(5, 7 if name == "clip" else 12, generator=draw), 20.0, -3.0)
+    kinds = vit.token_coords()["token_kind"]
+    reads: Features = "cls_mean_patch" if "cls" in kinds else "mean_patch"
+    width = vit.d_model * (2 if "cls" in kinds else 1)
+    weight, bias = torch.randn(5, width, generator=draw), torch.randn(5, generator=draw)
+    return LinearProbe(weight, bias, reads, int((kinds != "patch").sum()))
 
 
 def pixels_for(model: HookedViT, n_images: int = 2, seed: int = 2) -> torch.Tensor:

@@ -119,3 +119,103 @@ rule latents_vs_neurons:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule lens_heatmap:
+    input:
+        missing_inputs,
+    output:
+        done("lens_heatmap"),
+    log:
+        f"{RUN}/lens_heatmap/{{key}}.log",
+    benchmark:
+        f"{RUN}/lens_heatmap/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule lens_maps:
+    input:
+        missing_inputs,
+    output:
+        done("lens_maps"),
+    log:
+        f"{RUN}/lens_maps/{{key}}.log",
+    benchmark:
+        f"{RUN}/lens_maps/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule attribution_bars:
+    input:
+        missing_inputs,
+    output:
+        done("attribution_bars"),
+    log:
+        f"{RUN}/attribution_bars/{{key}}.log",
+    benchmark:
+        f"{RUN}/attribution_bars/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule attention_by_layer:
+    input:
+        missing_inputs,
+    output:
+        done("attention_by_layer"),
+    log:
+        f"{RUN}/attention_by_layer/{{key}}.log",
+    benchmark:
+        f"{RUN}/attention_by_layer/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule head_types:
+    input:
+        missing_inputs,
+    output:
+        done("head_types"),
+    log:
+        f"{RUN}/head_types/{{key}}.log",
+    benchmark:
+        f"{RUN}/head_types/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"

@@ -1,4 +1,4 @@
-# What happens when activations are changed.
+# What happens when activations are changed, and what they say.
 
 
 rule patch_activations:
@@ -10,6 +10,69 @@ rule patch_activations:
         f"{RUN}/patch_activations/{{key}}.log",
     benchmark:
         f"{RUN}/patch_activations/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule logit_lens:
+    input:
+        missing_inputs,
+    output:
+        done("logit_lens"),
+    log:
+        f"{RUN}/logit_lens/{{key}}.log",
+    benchmark:
+        f"{RUN}/logit_lens/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule attribute_logits:
+    input:
+        missing_inputs,
+    output:
+        done("attribute_logits"),
+    log:
+        f"{RUN}/attribute_logits/{{key}}.log",
+    benchmark:
+        f"{RUN}/attribute_logits/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule describe_attention:
+    input:
+        missing_inputs,
+    output:
+        done("describe_attention"),
+    log:
+        f"{RUN}/describe_attention/{{key}}.log",
+    benchmark:
+        f"{RUN}/describe_attention/{{key}}.tsv"
     threads: 2
     resources:
         mem_mb=8000,
