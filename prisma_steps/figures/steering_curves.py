@@ -19,6 +19,7 @@ from prisma_steps.schema import Steering
 from prisma_steps.step import Field, StepError
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 #: Panels in one row, by width.
 PER_ROW = {"one_column": 2, "two_columns": 4}
 
-#: Height of a row of panels, and of the legend below them, in inches.
-HEIGHT, LEGEND = 1.5, 0.3
+#: Height of a row of panels, and of the label below them, in inches.
+HEIGHT, BELOW = 1.4, 0.2
 
 #: Colours that can be told apart.
 MOST_CLASSES = 10
@@ -55,15 +56,15 @@ def steering_curves(steering: xr.Dataset, params: Params) -> Plot:
     shown = average(chosen[["probability", "clean_probability"]].sortby("strength"), "image")
     per_row = min(PER_ROW[params.width], shown.sizes["latent"])
     rows = ceil(shown.sizes["latent"] / per_row)
-    drawing, axes = subplots(params.inches, rows * HEIGHT + LEGEND, rows, per_row, sharex=True, sharey=True)
+    drawing, axes = subplots(params.inches, rows * HEIGHT + BELOW, rows, per_row, sharex=True, sharey=True)
     for panel, latent in zip(axes.flat, shown["latent"].values, strict=False):
         _draw(panel, shown.sel(latent=latent))
-        panel.set(title=f"Latent {latent}", ylim=(-0.02, 1.02))
-    for panel in axes.flat[shown.sizes["latent"] :]:
-        panel.remove()
+        panel.set_title(f"Latent {latent}")
+    axes[0, 0].set_ylim(bottom=0)
+    _remove(axes, shown.sizes["latent"])
     for row in axes:
         row[0].set_ylabel("Probability")
-    _label_strengths(drawing, steering)
+    drawing.supxlabel(axis_label(steering, "strength"), fontsize=7)
     _legend(drawing, shown, steering.sizes["image"])
     return Plot(drawing, frame(shown), _caption(steering))
 
@@ -97,14 +98,18 @@ def _draw(panel: Axes, of_latent: xr.Dataset) -> None:
             panel.fill_between(strength, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
 
 
+def _remove(axes: np.ndarray, n_panels: int) -> None:
+    """Take away what is left over of the last row, and number the axis of the panel above."""
+    for panel in axes.flat[n_panels:]:
+        panel.remove()
+    for above in axes.flat[n_panels - axes.shape[1] : (axes.shape[0] - 1) * axes.shape[1]]:
+        above.tick_params(labelbottom=True)
+
+
 def _colours() -> list:
     import seaborn as sns
 
     return list(sns.color_palette("colorblind", MOST_CLASSES))
-
-
-def _label_strengths(drawing: Figure, steering: xr.Dataset) -> None:
-    drawing.supxlabel(axis_label(steering, "strength"), fontsize=7)
 
 
 def _legend(drawing: Figure, shown: xr.Dataset, n_images: int) -> None:
@@ -119,8 +124,8 @@ def _legend(drawing: Figure, shown: xr.Dataset, n_images: int) -> None:
     ]
     entries.append(Line2D([], [], color="0.3", linestyle=(0, (4, 2)), linewidth=0.6, label="clean run"))
     if n_images > 1:
-        entries.append(Patch(color="0.3", alpha=0.2, linewidth=0, label=f"± 1 s.e., n = {n_images} images"))
-    drawing.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 6))
+        entries.append(Patch(color="0.3", alpha=0.2, linewidth=0, label=f"± 1 s.e.,\nn = {n_images} images"))
+    drawing.legend(handles=entries, loc="outside right upper", handlelength=2)
 
 
 def _caption(steering: xr.Dataset) -> str:

@@ -60,7 +60,7 @@ def test_bands_are_one_standard_error_over_images(steering: xr.Dataset) -> None:
     at_two = band[band[:, 0] == 2.0][:, 1]
     np.testing.assert_allclose([at_two.min(), at_two.max()], [mean - error, mean + error])
     texts = [text.get_text() for text in plot.figure.legends[0].get_texts()]
-    assert texts == ["square", "ellipse", "heart", "clean run", "± 1 s.e., n = 6 images"]
+    assert texts == ["square", "ellipse", "heart", "clean run", "± 1 s.e.,\nn = 6 images"]
 
 
 def test_chosen_classes_in_their_order(steering: xr.Dataset) -> None:
@@ -83,6 +83,12 @@ def test_numbers_and_labels(steering: xr.Dataset) -> None:
     assert "raised by the strength on patch tokens; mean over 6 images" in found.attrs["caption"]
     drawing = draw(steering, Params(width="two_columns")).figure
     assert drawing.get_supxlabel() == "Strength (highest activation of the latent)"
+
+
+def test_every_column_of_panels_has_numbers_below(steering: xr.Dataset) -> None:
+    drawing = draw(steering, Params(width="two_columns")).figure
+    numbered = [bool(axes.xaxis.get_tick_params()["labelbottom"]) for axes in drawing.axes]
+    assert numbered == [False, True, True, True, True]  # four in the first row, one in the second
 
 
 def test_one_image_has_no_band(steering: xr.Dataset) -> None:
