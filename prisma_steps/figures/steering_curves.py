@@ -21,6 +21,7 @@ from prisma_steps.step import Field, StepError
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -118,7 +119,7 @@ def _legend(drawing: Figure, shown: xr.Dataset, n_images: int) -> None:
     from matplotlib.patches import Patch
 
     names = shown["class_name"].values.tolist()
-    entries = [
+    entries: list[Artist] = [
         Line2D([], [], color=color, marker="o", label=name)
         for color, name in zip(_colours(), names, strict=False)
     ]

@@ -105,7 +105,7 @@ def effects_of_ablations(
     from prisma_steps.analysis.ablation import Effects
     from prisma_steps.analysis.cells import budget
     from prisma_steps.analysis.classes import labels_for
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
 
     images = _first(images, params.n_images, "n_images")
     reference = _first(reference, params.n_reference, "n_reference")

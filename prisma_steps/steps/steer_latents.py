@@ -124,7 +124,7 @@ def effects_of_steering(
     from prisma_steps.analysis.classes import class_names, require_head
     from prisma_steps.analysis.steering import Steering as Sweep
     from prisma_steps.analysis.steering import check_splice, steered_tokens
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
 
     require_head(vit, "steer_latents")
     n_latents = check_splice(vit, splice).shape.n_latents
