@@ -294,6 +294,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "clean_probability": Meaning("probability in the clean run", "1"),
     "mean_logit_change": Meaning("change of the logit by steering, mean over images", "1"),
     "mean_probability_change": Meaning("change of the probability by steering, mean over images", "1"),
+    "mean_activation_over_tokens": Meaning("mean activation over the steered tokens of all images", "1"),
     "attribution": Meaning("activation × gradient of the logit, summed over tokens, mean over images", "1"),
 }
 

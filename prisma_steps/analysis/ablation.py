@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -144,13 +144,34 @@ def _replacing(instead: Tensor | None, tokens: Int[Tensor, " chosen"], head: int
 
 
 class Effects:
-    """Cross-entropy and top-1 of a model and of its ablations, gathered batch by batch in float64."""
+    """Cross-entropy and top-1 of a model and of its ablations, gathered batch by batch in float64.
 
-    def __init__(self, model: HookedViT, sweep: Ablations, rows: int) -> None:
-        """Measure ``sweep``, with so many images in one forward pass."""
+    Attributes:
+        n_images: images that are counted.
+    """
+
+    def __init__(
+        self, model: HookedViT, sweep: Ablations, rows: int, state: Mapping[str, Any] | None = None
+    ) -> None:
+        """Measure ``sweep``.
+
+        Args:
+            model: the model.
+            sweep: what is ablated.
+            rows: images of one forward pass, where every cell counts its own.
+            state: the ``state`` to go on from.
+        """
         self._model, self._sweep, self._rows = model, sweep, rows
-        self._sums: dict[str, Tensor] = {}
-        self._n_images = 0
+        begun = {"sums": {}, "n_images": 0} if state is None else state
+        self._sums: dict[str, Tensor] = {
+            name: value.to(model.device) for name, value in begun["sums"].items()
+        }
+        self.n_images: int = begun["n_images"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is known of the images so far, to go on from after an interruption."""
+        return {"sums": self._sums, "n_images": self.n_images}
 
     @torch.no_grad()
     def add(
@@ -173,7 +194,7 @@ class Effects:
             "increase_squared": increase.square().sum(-1),
         }
         self._sums = {name: value + self._sums.get(name, 0) for name, value in found.items()}
-        self._n_images += len(labels)
+        self.n_images += len(labels)
 
     def results(self) -> Mapping[str, Float[np.ndarray, "*cell"]]:
         """Means over all images: [ablation, layer, (head)], and numbers of the plain run.
@@ -181,7 +202,7 @@ class Effects:
         ``ce`` and ``ce_ablated`` in nat, ``top1`` and ``top1_ablated`` as shares, ``ce_increase``, and its
         standard error over images (NaN of one image).
         """
-        n = self._n_images
+        n = self.n_images
         means = {name: value / n for name, value in self._sums.items()}
         spread = (means["increase_squared"] - means["increase"].square()).clamp_min(0)
         error = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(spread, torch.nan)

@@ -115,11 +115,13 @@ def effects_of_ablations(
     fast, memory = vit.for_inference(), budget(vit, params.memory_mb)
     with reused_memory():
         sweep = _sweep(fast, reference, layers, tokens, memory.images, params, job)
-        effects = Effects(fast, sweep, memory.rows)
-        for where in _slices(images.sizes["image"], memory.images):
+        effects = Effects(fast, sweep, memory.rows, job.checkpoint.load())
+        for where in _slices(images.sizes["image"], memory.images, effects.n_images):
             drawn = None if others is None else _pixels(fast, reference, others[where])
             effects.add(_pixels(fast, images, where), labels[where], drawn)
             job.progress(where.stop, images.sizes["image"], "images")
+            if job.checkpoint.due():
+                job.checkpoint.save(effects.state)
     return label(_labelled(effects.results(), sweep, images, reference, params))
 
 
@@ -203,8 +205,8 @@ def _sweep(
     return Ablations(params.site, layers, params.ablations, tokens, means)
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+def _slices(count: int, size: int, begin: int = 0) -> Iterator[slice]:
+    return (slice(first, min(first + size, count)) for first in range(begin, count, size))
 
 
 def _pixels(vit: HookedViT, images: xr.Dataset, where: slice | np.ndarray) -> torch.Tensor:

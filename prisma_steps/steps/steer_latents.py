@@ -112,8 +112,8 @@ def effects_of_steering(
 
     Returns:
         ``logit`` and ``probability`` (of the softmax over all classes) along latent, strength, image and
-        class; those of the clean run; the mean change of both over images; ``max_activation`` and
-        ``mean_activation`` of the latents on the steered tokens; ``attribution``, where that chose them.
+        class; those of the clean run; the mean change of both over images; of the latents ``max_activation``
+        and ``mean_activation_over_tokens``, on the steered tokens, and ``attribution``, where that chose them.
 
     Raises:
         StepError: for a dictionary that is a crosscoder, or of another model; for tokens that it was not
@@ -273,7 +273,7 @@ def _labelled(
         data[f"mean_{kind}_change"] = (("latent", "strength", "class"), change.mean(2))
     of_latents = {
         "max_activation": known.highest,
-        "mean_activation": known.mean,
+        "mean_activation_over_tokens": known.mean,
         "attribution": known.attribution,
     }
     for name, values in of_latents.items():

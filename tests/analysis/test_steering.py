@@ -207,6 +207,30 @@ def test_batches_of_cells_do_not_change_them(rows: int) -> None:
     torch.testing.assert_close(found, steered_logits(model, pixels, sweep, MANY), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("key", "start"), [(("resid_post", 0), 1), (("resid_mid", 1), 1), (("ln_final", None), 2)]
+)
+def test_only_what_comes_after_the_dictionary_runs(
+    key: Any, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six cells of two images in runs of four: three runs, and one that reads the site."""
+    model, started, run = make("toy"), [], []
+    forward_from, plain = HookedViT.forward_from, HookedViT._as_pixels
+
+    def watched(self: HookedViT, layer: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        started.append(layer)
+        return forward_from(self, layer, *args, **kwargs)
+
+    def from_pixels(self: HookedViT, pixels: Any) -> torch.Tensor:
+        run.append(len(pixels))
+        return plain(self, pixels)
+
+    monkeypatch.setattr(HookedViT, "forward_from", watched)
+    monkeypatch.setattr(HookedViT, "_as_pixels", from_pixels)
+    steered_logits(model, pixels_for(model, 2), sweep_of(model, splice_of(key)), rows=4)
+    assert (started, run) == ([start] * 3, [2])
+
+
 @torch.no_grad()
 def test_a_model_made_for_inference_steers_alike() -> None:
     model = make("clip classifier")

@@ -200,6 +200,30 @@ def test_progress_is_told_of_both_passes(model: Artifact, images: xr.Dataset, re
     assert told == [(7, 7, "reference images"), (9, 9, "images")]
 
 
+def test_a_killed_job_goes_on_and_leaves_the_same(
+    model: Artifact, images: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prisma_steps.analysis.cells.IMAGES_AT_ONCE", 2)
+    params = Params(site="z", ablations=["zero", "resample"])
+    undisturbed = ablate_activations(model, images, images, params, Job())
+
+    class Killed(Exception):
+        pass
+
+    def killing(done: int, _total: int, _note: str) -> None:
+        if done == 6:
+            raise Killed
+
+    monkeypatch.setattr("prisma_steps.step.Checkpoint.due", lambda _: True)
+    with pytest.raises(Killed):
+        ablate_activations(model, images, images, params, Job(tmp_path, report=killing))
+    told: list[int] = []
+    job = Job(tmp_path, report=lambda done, _total, _note: told.append(done))
+    found = ablate_activations(model, images, images, params, job)
+    assert told == [6, 8, 9]  # four images were kept
+    xr.testing.assert_identical(found, undisturbed)
+
+
 @pytest.mark.parametrize("site", ["pattern", "embed", "ln_final", "logits"])
 def test_sites_that_are_not_of_tokens_in_layers(site: str) -> None:
     with pytest.raises(ValidationError, match=f"'{site}' cannot be ablated: expected one of resid_pre"):

@@ -126,7 +126,7 @@ def test_the_most_active_latents(model: Artifact, images: xr.Dataset) -> None:
     x = vit.read(scaled(images), ["resid_post"], [0])["resid_post", 0][:, 1:]
     mean = splice.dictionary.encode(x).mean((0, 1))
     assert found["latent"].values.tolist() == mean.topk(5).indices.tolist()
-    np.testing.assert_allclose(found["mean_activation"], mean.topk(5).values, rtol=1e-4)
+    np.testing.assert_allclose(found["mean_activation_over_tokens"], mean.topk(5).values, rtol=1e-4)
     assert "attribution" not in found
 
 
