@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
@@ -112,7 +113,8 @@ def effects_of_ablations(
     layers, tokens = _layers(vit, params), _tokens(vit, params)
     labels = labels_for(vit, images, "ablate_activations").to(vit.device)
     others = _others(images, reference, params) if "resample" in params.ablations else None
-    fast, memory = vit.for_inference(), budget(vit, params.memory_mb)
+    fast = vit.for_inference()
+    memory = budget(vit, params.memory_mb, _floats_read(vit, params.site, layers))
     with reused_memory():
         sweep = _sweep(fast, reference, layers, tokens, memory.images, params, job)
         effects = Effects(fast, sweep, memory.rows, job.checkpoint.load())
@@ -162,6 +164,13 @@ def _tokens(vit: HookedViT, params: Params) -> torch.Tensor:
         there = ", ".join(dict.fromkeys(kinds.tolist()))
         raise StepError(f"ablate_activations: the model has no {params.tokens} token, only {there}")
     return torch.from_numpy(chosen.nonzero()[0]).to(vit.device)
+
+
+def _floats_read(vit: HookedViT, site: str, layers: list[int]) -> int:
+    """Floats that the site's values take, of one image."""
+    sizes = {"head": vit.n_heads, "d_head": vit.d_head, "d_model": vit.d_model, "d_mlp": vit.d_mlp}
+    n_tokens = len(vit.token_coords()["token_kind"])
+    return len(layers) * n_tokens * prod(sizes[dim] for dim in SITE_DIMS[site][2:])
 
 
 def _others(images: xr.Dataset, reference: xr.Dataset, params: Params) -> np.ndarray:

@@ -112,8 +112,9 @@ def effects_of_steering(
 
     Returns:
         ``logit`` and ``probability`` (of the softmax over all classes) along latent, strength, image and
-        class; those of the clean run; the mean change of both over images; of the latents ``max_activation``
-        and ``mean_activation_over_tokens``, on the steered tokens, and ``attribution``, where that chose them.
+        class; those of the clean run; the mean change of both over images. Of the latents, on the steered
+        tokens, ``max_activation``, ``mean_activation_over_tokens`` and, where that chose them,
+        ``attribution``.
 
     Raises:
         StepError: for a dictionary that is a crosscoder, or of another model; for tokens that it was not
