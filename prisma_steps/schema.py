@@ -40,6 +40,8 @@ DIMS: Mapping[str, str] = {
     "head_type": "what a head would do that attends to one relation of patches alone",
     "quantile": "a share of the images in which a latent fires, that fire it as strongly or less",
     "class": "a class",
+    "ablation": "what takes the place of an activation: zero, mean, mean_per_token or resample",
+    "strength": "how strongly a latent is steered",
     "seed": "a random seed",
     "step": "an optimiser step of a training run",
     "training_step": "an optimiser step after which the weights were kept; 0 is before training",
@@ -319,6 +321,18 @@ MEANINGS: Mapping[str, Meaning] = {
     "corrupted_image": Meaning("id of the corrupted image", "1"),
     "clean_class": Meaning("class of the clean image", "1"),
     "corrupted_class": Meaning("class of the corrupted image", "1"),
+    "ce_ablated": Meaning("CE with the ablation", "nat"),
+    "top1_ablated": Meaning("top-1 with the ablation", "1"),
+    "ce_increase": Meaning("increase of the CE by the ablation", "nat"),
+    "ce_increase_standard_error": Meaning("standard error of the increase of the CE, over images", "nat"),
+    "logit": Meaning("logit of the steered run", "1"),
+    "probability": Meaning("probability in the steered run", "1"),
+    "clean_logit": Meaning("logit of the clean run", "1"),
+    "clean_probability": Meaning("probability in the clean run", "1"),
+    "mean_logit_change": Meaning("change of the logit by steering, mean over images", "1"),
+    "mean_probability_change": Meaning("change of the probability by steering, mean over images", "1"),
+    "mean_activation_over_tokens": Meaning("mean activation over the steered tokens of all images", "1"),
+    "attribution": Meaning("activation × gradient of the logit, summed over tokens, mean over images", "1"),
 }
 
 
@@ -426,6 +440,29 @@ Attention = Kind(
         "attention_entropy": ("query_kind", "layer", "head"),
         "attention_mass": ("query_kind", "key_kind", "layer", "head"),
         "head_score": ("head_type", "layer", "head"),
+    },
+)
+Ablation = Kind(
+    "ablation",
+    frozenset({"ablation", "layer", "head"}),
+    required={
+        "ce": (),
+        "top1": (),
+        "ce_ablated": ("ablation", "layer"),
+        "top1_ablated": ("ablation", "layer"),
+    },
+    otherwise={name: [("ablation", "layer", "head")] for name in ("ce_ablated", "top1_ablated")},
+)
+Steering = Kind(
+    "steering",
+    frozenset({"latent", "strength", "image", "class"}),
+    required={
+        "logit": ("latent", "strength", "image", "class"),
+        "probability": ("latent", "strength", "image", "class"),
+        "clean_logit": ("image", "class"),
+        "clean_probability": ("image", "class"),
+        "mean_logit_change": ("latent", "strength", "class"),
+        "mean_probability_change": ("latent", "strength", "class"),
     },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))

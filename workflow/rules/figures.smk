@@ -219,3 +219,23 @@ rule head_types:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule steering_curves:
+    input:
+        missing_inputs,
+    output:
+        done("steering_curves"),
+    log:
+        f"{RUN}/steering_curves/{{key}}.log",
+    benchmark:
+        f"{RUN}/steering_curves/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
