@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -73,6 +74,11 @@ class HookedViT(Structure):
     Nothing is left on the model after a call, also when it fails. Gradients flow through hooks. Sites are
     named as in ``schema.SITE_DIMS`` or as in TransformerLens; values have the dims that are given there.
     """
+
+    @cached_property
+    def _embedded(self) -> dict[Any, Any]:
+        """Embeddings of blank images."""
+        return {}
 
     def for_inference(self, dtype: ComputeDtype = "float32") -> HookedViT:
         """The same model without gradients, computing in ``dtype`` as fast as the device allows.
@@ -427,8 +433,29 @@ class HookedViT(Structure):
         *path, name = self.family.blocks.split(".")
         parent = find(self.trunk, ".".join(path)) if path else self.trunk
         own = getattr(parent, name)
-        setattr(parent, name, nn.Sequential(_Given(stream, self.family.blocks_return_tuples), *blocks))
+        given = _Given(stream, self.family.blocks_return_tuples)
+        setattr(parent, name, nn.Sequential(given, *blocks))
+        try:
+            with self._embedding_once():
+                yield
+        finally:
+            setattr(parent, name, own)
+
+    @contextmanager
+    def _embedding_once(self) -> Iterator[None]:
+        """Embed the blank image of a shape once for all runs: its embedding is dropped but for its shape."""
+        embed = find(self.trunk, self.family.embed)
+        own = embed.forward
+
+        def forward(pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+            key = (pixels.shape, pixels.dtype, pixels.device)
+            if key not in self._embedded:
+                with torch.no_grad():
+                    self._embedded[key] = own(pixels, *args, **kwargs)
+            return self._embedded[key]
+
+        embed.forward = forward
         try:
             yield
         finally:
-            setattr(parent, name, own)
+            del embed.forward
