@@ -46,6 +46,7 @@ DIMS: Mapping[str, str] = {
     "step": "an optimiser step of a training run",
     "training_step": "an optimiser step after which the weights were kept; 0 is before training",
     "pair": "a clean image with its corrupted counterpart",
+    "site": "a place in a block where activations are changed",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
@@ -254,7 +255,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "dense_latents": Meaning("share of latents that fire on more than 10 % of the tokens", "1"),
     "firing_frequency": Meaning("share of tokens on which a latent fires", "1"),
     "firing_frequency_per_image": Meaning("share of images in which a latent fires", "1"),
-    "site": Meaning("site of the dictionary", "1"),
+    "site": Meaning("site", "1"),
     "architecture": Meaning("architecture of the dictionary", "1"),
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
     "basis": Meaning("what is active: latents or neurons", "1"),
@@ -313,10 +314,21 @@ MEANINGS: Mapping[str, Meaning] = {
     "attention_rollout": Meaning("attention rollout", "1"),
     "n_images": Meaning("images read", "image"),
     # interventions
-    "logit_difference": Meaning("logit difference, clean class − corrupted class", "1"),
-    "normalised_logit_difference": Meaning("normalised logit difference (clean = 1, corrupted = 0)", "1"),
-    "clean_logit_difference": Meaning("logit difference of the clean run", "1"),
-    "corrupted_logit_difference": Meaning("logit difference of the corrupted run", "1"),
+    **{
+        f"{prefix}{name}": Meaning(f"{text}{of}", "1" if prefix == "normalised_" else units)
+        for name, (text, units) in {
+            "logit_difference": ("logit difference, clean class − corrupted class", "1"),
+            "probability": ("probability of the clean class", "1"),
+            "ce": ("CE", "nat"),
+            "kl": ("KL from the clean run", "nat"),
+        }.items()
+        for prefix, of in {
+            "": "",
+            "normalised_": ", normalised (clean = 1, corrupted = 0)",
+            "clean_": ", of the clean run",
+            "corrupted_": ", of the corrupted run",
+        }.items()
+    },
     "clean_image": Meaning("id of the clean image", "1"),
     "corrupted_image": Meaning("id of the corrupted image", "1"),
     "clean_class": Meaning("class of the clean image", "1"),
@@ -326,13 +338,12 @@ MEANINGS: Mapping[str, Meaning] = {
     "ce_increase": Meaning("increase of the CE by the ablation", "nat"),
     "ce_increase_standard_error": Meaning("standard error of the increase of the CE, over images", "nat"),
     "logit": Meaning("logit of the steered run", "1"),
-    "probability": Meaning("probability in the steered run", "1"),
     "clean_logit": Meaning("logit of the clean run", "1"),
-    "clean_probability": Meaning("probability in the clean run", "1"),
     "mean_logit_change": Meaning("change of the logit by steering, mean over images", "1"),
     "mean_probability_change": Meaning("change of the probability by steering, mean over images", "1"),
     "mean_activation_over_tokens": Meaning("mean activation over the steered tokens of all images", "1"),
     "attribution": Meaning("activation × gradient of the logit, summed over tokens, mean over images", "1"),
+    "corrupted_pixels": Meaning("intensity of the corrupted image", "1/255"),
 }
 
 
@@ -413,10 +424,23 @@ Ranking = Kind(
         "top_heat_map": ("latent", "rank", "token"),
     },
 )
+Pairs = Kind(
+    "pairs",
+    frozenset({"pair", *IMAGE_DIMS}),
+    # ``corrupted_pixels`` [pair, *IMAGE_DIMS] too, where corrupted images are not images of the data set.
+    required={f"{side}_{what}": ("pair",) for side in ("clean", "corrupted") for what in ("image", "class")},
+)
 Patching = Kind(
     "patching",
-    frozenset({"pair", "layer", "token", "head"}),
+    frozenset({"pair", "site", "layer", "token", "head"}),
     required={"logit_difference": ("pair", "layer", "token")},
+    otherwise={
+        "logit_difference": [
+            ("pair", *several, "layer", *cells)
+            for several in ((), ("site",))
+            for cells in (("token",), ("head",), ("head", "token"))
+        ]
+    },
 )
 Lens = Kind(
     "lens",
