@@ -281,6 +281,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "corrupted_image": Meaning("id of the corrupted image", "1"),
     "clean_class": Meaning("class of the clean image", "1"),
     "corrupted_class": Meaning("class of the corrupted image", "1"),
+    "corrupted_pixels": Meaning("intensity of the corrupted image", "1/255"),
 }
 
 
@@ -355,6 +356,12 @@ Ranking = Kind(
         "top_activation": ("latent", "rank"),
         "top_heat_map": ("latent", "rank", "token"),
     },
+)
+Pairs = Kind(
+    "pairs",
+    frozenset({"pair", *IMAGE_DIMS}),
+    # ``corrupted_pixels`` [pair, *IMAGE_DIMS] too, where corrupted images are not images of the data set.
+    required={f"{side}_{what}": ("pair",) for side in ("clean", "corrupted") for what in ("image", "class")},
 )
 Patching = Kind(
     "patching",
