@@ -42,6 +42,9 @@ DIMS: Mapping[str, str] = {
     "pair": "a clean image with its corrupted counterpart",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
+    "n_edges": "edges that a circuit was given, before those that lead nowhere are left out",
+    "ablation": "what edges outside of a circuit carry: corrupted, zero, mean or resample",
+    "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
     "point": "one plotted point of a figure",
 }
@@ -160,6 +163,13 @@ def site_key(name: str) -> tuple[str, int | None]:
 
 #: Sites that exist once and not once a layer.
 SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
+
+#: What is measured of a circuit, of its complement and of random circuits.
+_OF_CIRCUITS = {
+    "circuit_metric": "metric",
+    "faithfulness": "faithfulness",
+    "faithfulness_area": "mean faithfulness over the range of sizes",
+}
 
 #: Long name and units of every variable and coordinate that an artifact may hold.
 MEANINGS: Mapping[str, Meaning] = {
@@ -282,6 +292,21 @@ MEANINGS: Mapping[str, Meaning] = {
     "clean_class": Meaning("class of the clean image", "1"),
     "corrupted_class": Meaning("class of the corrupted image", "1"),
     "corrupted_pixels": Meaning("intensity of the corrupted image", "1/255"),
+    # circuits
+    "score": Meaning("effect on the metric of the edge's corrupted write", "1"),
+    "in_circuit": Meaning("whether the edge is in the circuit", "1"),
+    "n_edges_kept": Meaning("edges of the circuit", "edge"),
+    "clean_metric": Meaning("metric of the clean run", "1"),
+    "empty_metric": Meaning("metric with all edges ablated", "1"),
+    **{
+        f"{name}{which}": Meaning(f"{text} of {of}", "1")
+        for name, text in _OF_CIRCUITS.items()
+        for which, of in {
+            "": "the circuit",
+            "_complement": "all edges but the circuit",
+            "_random": "a random circuit of as many edges",
+        }.items()
+    },
 }
 
 
@@ -367,6 +392,16 @@ Patching = Kind(
     "patching",
     frozenset({"pair", "layer", "token", "head"}),
     required={"logit_difference": ("pair", "layer", "token")},
+)
+Circuit = Kind(
+    "circuit",
+    frozenset({"source", "target", "n_edges", "ablation", "control"}),
+    required={
+        "score": ("source", "target"),
+        "in_circuit": ("n_edges", "source", "target"),
+        "faithfulness": ("ablation", "n_edges"),
+        "faithfulness_random": ("ablation", "control", "n_edges"),
+    },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
 

@@ -43,7 +43,11 @@ def run_circuit(
 
 
 class _CircuitRun:
-    """Taps that give every target a read of its own: the stream, changed by the edges that are cut."""
+    """Taps that give every target a read of its own, whatever the stream beside it is.
+
+    A read is what all sources before it are taken to write, and the output biases, plus what the kept edges
+    change of that: where all edges are cut, no large numbers cancel, which a norm would blow up.
+    """
 
     def __init__(
         self,
@@ -53,63 +57,58 @@ class _CircuitRun:
     ) -> None:
         self._model = model
         self._graph = graph_of(model)
-        self._cut = (torch.from_numpy(self._graph.edges).to(circuit.device) & ~circuit).to(ablated)
+        self._kept = (torch.from_numpy(self._graph.edges).to(circuit.device) & circuit).to(ablated)
         self._ablated = ablated
-        self._stream: Tensor
+        self._base: Float[Tensor, "#image token d_model"]
         self._change: Float[Tensor, "source image token d_model"]
 
     def __call__(self, embed: Tensor) -> Tensor:
+        self._base = torch.zeros_like(self._ablated[0])
         self._change = embed.new_empty(len(self._graph.sources), *embed.shape)
-        self._write(0, embed.unsqueeze(0))
+        self._wrote(0, embed.unsqueeze(0))
         hooks = {key: tap for layer in range(self._graph.n_layers) for key, tap in self._taps(layer)}
         mlps = {layer: self._mlp(layer) for layer in range(self._graph.n_layers) if self._graph.n_mlps}
         with torch.no_grad(), mlp_reads(self._model, mlps):
             return self._model.forward_from(0, embed, hooks)
 
     def _taps(self, layer: int) -> Iterator[tuple[SiteKey, Tap]]:
-        first = self._graph.before(layer)
-        yield ("resid_pre", layer), self._read_stream
         for name in INPUTS:
             yield (name, layer), self._heads(layer, name)
-        yield ("z", layer), lambda z: self._wrote(first, head_writes(self._model, layer, z), z)
+        yield ("z", layer), lambda z: self._attended(layer, z)
         if self._graph.n_mlps:
-            place = first + self._graph.n_heads
-            yield ("mlp_out", layer), lambda value: self._wrote(place, value.unsqueeze(0), value)
+            yield ("mlp_out", layer), lambda value: self._answered(layer, value)
         if layer == self._graph.n_layers - 1:
-            yield (
-                ("resid_post", layer),
-                lambda value: value + self._changes(len(self._cut), slice(-1, None))[0],
-            )
-
-    def _read_stream(self, value: Tensor) -> Tensor:
-        self._stream = value
-        return value
+            yield ("resid_post", layer), lambda _value: self._reads(len(self._kept), slice(-1, None))[0]
 
     def _heads(self, layer: int, name: str) -> Tap:
         def tap(_value: Tensor) -> Tensor:
-            changes = self._changes(self._graph.before(layer), self._graph.heads(layer, name))
-            reads = self._stream.unsqueeze(2) + changes.movedim(0, 2)
-            return projected(self._model, layer, name, reads)
+            reads = self._reads(self._graph.before(layer), self._graph.heads(layer, name))
+            return projected(self._model, layer, name, reads.movedim(0, 2))
 
         return tap
 
     def _mlp(self, layer: int) -> Tap:
         before, target = self._graph.before(layer) + self._graph.n_heads, self._graph.mlp(layer)
-        return lambda read: read + self._changes(before, slice(target, target + 1))[0]
+        return lambda _value: self._reads(before, slice(target, target + 1))[0]
 
-    def _changes(self, before: int, targets: slice) -> Float[Tensor, "target image token d_model"]:
-        """What the cut edges to some targets change of their reads."""
-        return torch.einsum("sitm,sh->hitm", self._change[:before], self._cut[:before, targets])
+    def _reads(self, before: int, targets: slice) -> Float[Tensor, "target image token d_model"]:
+        kept = torch.einsum("sitm,sh->hitm", self._change[:before], self._kept[:before, targets])
+        return kept + self._base
 
-    def _wrote(
-        self, first: int, writes: Float[Tensor, "source image token d_model"], value: Tensor
-    ) -> Tensor:
-        self._write(first, writes)
+    def _attended(self, layer: int, z: Tensor) -> Tensor:
+        bias = self._model.weights["b_O", layer] * self._model.layer_scale(layer, "attn")
+        self._wrote(self._graph.before(layer), head_writes(self._model, layer, z))
+        self._base = self._base + bias
+        return z
+
+    def _answered(self, layer: int, value: Tensor) -> Tensor:
+        self._wrote(self._graph.before(layer) + self._graph.n_heads, value.unsqueeze(0))
         return value
 
-    def _write(self, first: int, writes: Float[Tensor, "source image token d_model"]) -> None:
+    def _wrote(self, first: int, writes: Float[Tensor, "source image token d_model"]) -> None:
         where = slice(first, first + len(writes))
-        self._change[where] = self._ablated[where] - writes
+        self._change[where] = writes - self._ablated[where]
+        self._base = self._base + self._ablated[where].sum(0)
 
 
 def faithfulness(circuit: np.ndarray, clean: float, empty: np.ndarray) -> np.ndarray:

@@ -64,8 +64,8 @@ def _gradients(
     """The gradient of the metric by the read of every target, of a run that starts with ``embed``."""
     kept: dict[SiteKey, Tensor] = {}
     layers, end = range(graph.n_layers), ("resid_post", graph.n_layers - 1)
-    keys = [(site, layer) for layer in layers for site in (*INPUTS, "resid_pre")]
-    hooks = {key: _copied(kept, key) for key in [*keys, end]}
+    keys: list[SiteKey] = [(site, layer) for layer in layers for site in (*INPUTS, "resid_pre")]
+    hooks = {key: _copied(kept, key) for key in (*keys, end)}
     mlps = {layer: _copied(kept, ("mlp", layer)) for layer in layers if graph.n_mlps}
     with torch.enable_grad(), mlp_reads(model, mlps):
         logits = model.forward_from(0, embed.detach().requires_grad_(), hooks)

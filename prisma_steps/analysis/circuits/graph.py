@@ -88,10 +88,10 @@ class Graph:
         """Those edges of a circuit that lie on a path from embedding to logits, bool [source, target]."""
         kept = circuit & self.edges
         while True:
-            fed = (self.inputs & kept.any(0)).any(1)
-            fed[0] = True  # the embedding reads the image
-            read = self.inputs.T @ kept.any(1)
-            read[-1] = True
+            reached = np.any(kept, axis=0)
+            fed = np.any(self.inputs & reached, axis=1) | (np.arange(len(kept)) == 0)  # or the embedding
+            goes_on = np.any(kept, axis=1)
+            read = np.any(self.inputs & goes_on[:, None], axis=0) | (np.array(self.targets) == "logits")
             smaller = kept & fed[:, None] & read[None, :]
             if (smaller == kept).all():
                 return kept

@@ -64,6 +64,12 @@ def greedy(graph: Graph, scores: np.ndarray, size: int) -> np.ndarray:
 SELECTIONS: dict[str, Callable[[Graph, np.ndarray, int], np.ndarray]] = {"greedy": greedy, "top": top}
 
 
-def random_circuit(graph: Graph, size: int, generator: np.random.Generator) -> np.ndarray:
-    """As many edges taken at random from the logits upwards, bool [source, target]: each reaches them."""
-    return greedy(graph, generator.random(graph.edges.shape), size)
+def random_circuit(graph: Graph, order: np.ndarray, size: int) -> np.ndarray:
+    """So many edges taken from the logits upwards in a random order, so that each reaches them.
+
+    Args:
+        graph: what they are of.
+        order: a random number of every edge [source, target]; circuits of one order grow with their size.
+        size: number of edges.
+    """
+    return greedy(graph, order, size)

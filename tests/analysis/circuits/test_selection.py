@@ -83,7 +83,7 @@ def test_greedy_circuits_grow() -> None:
 
 def test_random_circuits_have_the_size_and_reach_the_logits() -> None:
     generator = np.random.default_rng(0)
-    drawn = [random_circuit(GRAPH, 9, generator) for _ in range(20)]
+    drawn = [random_circuit(GRAPH, generator.random(GRAPH.edges.shape), 9) for _ in range(20)]
     assert {int(found.sum()) for found in drawn} == {9}
     assert len({found.tobytes() for found in drawn}) == 20
     for found in drawn:
