@@ -28,7 +28,6 @@ class Structure:
         head: makes logits of the model's output, where the model has no head of its own.
         class_names: names of the classes, where they are known.
         preprocessing: how the model's images are prepared; None: they are divided by 255.
-        n_heads: attention heads of a block.
         parameters: the arguments of the model's forward pass.
     """
 
@@ -51,8 +50,6 @@ class Structure:
         self.family = family_of(model)
         self.trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._check_table()
-        # Once for all: timm's lies in the first block, which a run that starts later does not have.
-        self.n_heads: int = find(self.config, self.family.n_heads)
         self.parameters = inspect.signature(self.model.forward).parameters
 
     def _check_table(self) -> None:
@@ -88,6 +85,11 @@ class Structure:
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a block."""
+        return find(self.config, self.family.n_heads)
 
     @property
     def d_model(self) -> int:
