@@ -50,6 +50,8 @@ class Structure:
         self.family = family_of(model)
         self.trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._check_table()
+        # Read now: timm tells it in the first block alone, which a run that starts later does without.
+        self._n_heads: int = find(self.config, self.family.n_heads)
         self.parameters = inspect.signature(self.model.forward).parameters
 
     def _check_table(self) -> None:
@@ -89,7 +91,7 @@ class Structure:
     @property
     def n_heads(self) -> int:
         """Attention heads of a block."""
-        return find(self.config, self.family.n_heads)
+        return self._n_heads
 
     @property
     def d_model(self) -> int:
