@@ -43,7 +43,9 @@ DIMS: Mapping[str, str] = {
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
     "n_edges": "edges that a circuit was given, before those that lead nowhere are left out",
-    "ablation": "what edges outside of a circuit carry: corrupted, zero, mean or resample",
+    "n_nodes": "latents and error terms that a circuit has",
+    "dictionary": "a dictionary in a model, by the site that it writes",
+    "ablation": "what is outside of a circuit: corrupted, zero, mean or resample",
     "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
     "point": "one plotted point of a figure",
@@ -295,6 +297,10 @@ MEANINGS: Mapping[str, Meaning] = {
     # circuits
     "score": Meaning("effect on the metric of the edge's corrupted write", "1"),
     "in_circuit": Meaning("whether the edge is in the circuit", "1"),
+    "latent_effect": Meaning("effect on the metric of the latent's corrupted value", "1"),
+    "error_effect": Meaning("effect on the metric of the error term's corrupted value", "1"),
+    "latent_in_circuit": Meaning("whether the latent is in the circuit", "1"),
+    "error_in_circuit": Meaning("whether the error term is in the circuit", "1"),
     "n_edges_kept": Meaning("edges of the circuit", "edge"),
     "clean_metric": Meaning("metric of the clean run", "1"),
     "empty_metric": Meaning("metric with all edges ablated", "1"),
@@ -401,6 +407,17 @@ Circuit = Kind(
         "in_circuit": ("n_edges", "source", "target"),
         "faithfulness": ("ablation", "n_edges"),
         "faithfulness_random": ("ablation", "control", "n_edges"),
+    },
+)
+LatentCircuit = Kind(
+    "latent circuit",
+    frozenset({"dictionary", "latent", "source", "target", "n_nodes", "ablation", "control"}),
+    required={
+        "latent_effect": ("dictionary", "latent"),
+        "error_effect": ("dictionary",),
+        "score": ("source", "target"),
+        "faithfulness": ("ablation", "n_nodes"),
+        "faithfulness_random": ("ablation", "control", "n_nodes"),
     },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))

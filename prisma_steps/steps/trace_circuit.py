@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
+    from prisma_steps.analysis.circuits.curves import Variables
     from prisma_steps.analysis.circuits.graph import Graph
     from prisma_steps.analysis.circuits.tracing import PairTensors
     from prisma_steps.models.hooked import HookedViT
@@ -55,7 +56,12 @@ class Params(StepParams):
     )
     n_controls: int = Field(3, ge=0, description="random circuits of each size, for comparison")
     seed: int = Field(0, ge=0, description="seed of random circuits and of resampling")
-    batch_size: int = Field(8, gt=0, description="images run at once", json_schema_extra={"not_in_key": True})
+    memory_mb: int = Field(
+        2048,
+        gt=0,
+        description="mebibytes for activations and their gradients; weights come on top",
+        json_schema_extra={"not_in_key": True},
+    )
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> Params:
@@ -73,6 +79,22 @@ def trace_circuit(
 ) -> xr.Dataset:
     """Score every edge between parts of a model, and run the circuits that the best ones make.
 
+    Returns:
+        See ``circuit_of_model``.
+
+    Raises:
+        StepError: as ``circuit_of_model``.
+    """
+    from prisma_steps.models.loading import load_model
+
+    return circuit_of_model(load_model(model, job.device), images, pairs, params, job)
+
+
+def circuit_of_model(
+    vit: HookedViT, images: xr.Dataset, pairs: xr.Dataset, params: Params, job: Job
+) -> xr.Dataset:
+    """What the step ``trace_circuit`` returns, of a model in memory whose parameters need no gradients.
+
     The graph is that of Hanna et al. 2024 (arXiv 2403.17806): embedding, heads and MLPs write to the residual
     stream; queries, keys and values of each head, MLPs and logits read it. A score is the change of the
     metric when one edge carries what the corrupted image writes, summed over tokens, the mean over pairs:
@@ -88,101 +110,89 @@ def trace_circuit(
 
     Raises:
         StepError: for a circuit size larger than the graph, a pair of equal images or without two classes,
-            classes that the model does not have, a model whose heads cannot be split.
+            classes that the model does not have, a model whose heads cannot be split, and pairs of which the
+            model makes the same whatever is ablated.
     """
     from prisma_steps.analysis.circuits.selection import check_sizes
     from prisma_steps.analysis.circuits.split import graph_of
-    from prisma_steps.analysis.circuits.tracing import score_edges
-    from prisma_steps.models.loading import load_model
+    from prisma_steps.analysis.circuits.tracing import pair_tensors, pairs_at_once, score_edges
 
-    vit = load_model(model, job.device)
     graph = graph_of(vit)
     check_sizes(graph, params.circuit_sizes)
-    tensors = _tensors(vit, images, pairs, params)
+    tensors = pair_tensors(vit, images, pairs, params.metric)
+    if len(tensors) < 2 and "resample" in params.ablations:
+        raise StepError("trace_circuit: resample takes images of other pairs, and there is one pair only")
+    batch_size = pairs_at_once(vit, params.memory_mb)
     scores = score_edges(
         vit,
         tensors,
         params.method,
         params.metric,
         params.ig_steps,
-        params.batch_size,
+        batch_size,
         lambda done, total: job.progress(done, total, "scores"),
     )
-    circuits = _choose(graph, scores.cpu().double().numpy(), params)
-    runs = _run(vit, tensors, circuits, params, job)
-    return _labelled(graph, scores.cpu().numpy(), circuits, runs, params)
-
-
-def _tensors(vit: HookedViT, images: xr.Dataset, pairs: xr.Dataset, params: Params) -> PairTensors:
-    """The pairs, checked."""
-    from prisma_steps.analysis.circuits.tracing import PairTensors
-    from prisma_steps.data.pairs import check_pairs, classes_of, prepared_sides
-
-    check_pairs(images, pairs)
-    n_pairs = pairs.sizes["pair"]
-    if n_pairs < 2 and "resample" in params.ablations:
-        raise StepError("trace_circuit: resample takes images of other pairs, and there is one pair only")
-    classes = None
-    if params.metric == "logit_difference":
-        classes = classes_of(pairs, vit.class_names).to(vit.device)
-    tensors = PairTensors(*prepared_sides(images, pairs, slice(n_pairs), vit.preprocess), classes)
-    tensors.check()
-    return tensors
+    found = scores.cpu().double().numpy()
+    chosen = _choose(graph, found, params)
+    return label(
+        _labelled(graph, found, chosen, _run(vit, tensors, graph, chosen, batch_size, params, job), params)
+    )
 
 
 def _sizes(params: Params) -> list[int]:
     return sorted(set(params.circuit_sizes))
 
 
-def _choose(graph: Graph, scores: np.ndarray, params: Params) -> dict[str, np.ndarray]:
-    """Circuits, all else, and random circuits of as many edges, bool […, n_edges, source, target]."""
+def _choose(graph: Graph, scores: np.ndarray, params: Params) -> np.ndarray:
+    """Circuits of each size, bool [n_edges, source, target]."""
     import numpy as np
 
-    from prisma_steps.analysis.circuits.selection import SELECTIONS, random_circuit
+    from prisma_steps.analysis.circuits.selection import SELECTIONS
 
-    chosen = [graph.pruned(SELECTIONS[params.selection](graph, scores, size)) for size in _sizes(params)]
-    random = np.zeros((params.n_controls, len(chosen), *graph.edges.shape), dtype=bool)
+    select = SELECTIONS[params.selection]
+    return np.stack([graph.pruned(select(graph, scores, size)) for size in _sizes(params)])
+
+
+def _controls(graph: Graph, chosen: np.ndarray, params: Params) -> list[np.ndarray]:
+    """Random circuits with as many edges as those that were chosen, control by control."""
+    from prisma_steps.analysis.circuits.selection import random_circuit
+
+    circuits = []
     for control in range(params.n_controls):
-        generator = numpy_generator(params.seed, f"random circuit {control}")
-        order = generator.random(graph.edges.shape)
-        for place, circuit in enumerate(chosen):
-            random[control, place] = random_circuit(graph, order, int(circuit.sum()))
-    return {
-        "": np.stack(chosen),
-        "_complement": graph.edges & ~np.stack(chosen),
-        "_random": random,
-        "_empty": np.zeros(graph.edges.shape, dtype=bool),
-    }
+        order = numpy_generator(params.seed, f"random circuit {control}").random(graph.edges.shape)
+        circuits += [random_circuit(graph, order, int(circuit.sum())) for circuit in chosen]
+    return circuits
 
 
 def _run(
-    vit: HookedViT, tensors: PairTensors, circuits: dict[str, np.ndarray], params: Params, job: Job
-) -> dict[str, np.ndarray]:
-    """The metric of each circuit, [ablation, …, n_edges], by the names of ``circuits``; ``_clean`` too."""
+    vit: HookedViT,
+    tensors: PairTensors,
+    graph: Graph,
+    chosen: np.ndarray,
+    batch_size: int,
+    params: Params,
+    job: Job,
+) -> Variables:
+    """Metric and faithfulness of the circuits, of their complements and of random ones."""
     import numpy as np
     import torch
 
+    from prisma_steps.analysis.circuits.curves import curves
     from prisma_steps.analysis.circuits.tracing import circuit_metrics
 
-    flat = [circuit.reshape(-1, *circuit.shape[-2:]) for circuit in circuits.values()]
-    clean, found = circuit_metrics(
+    empty = np.zeros_like(graph.edges)
+    circuits = [*chosen, *(graph.edges & ~chosen), *_controls(graph, chosen, params), empty]
+    clean, metrics = circuit_metrics(
         vit,
         tensors,
-        torch.from_numpy(np.concatenate(flat)).to(vit.device),
+        torch.from_numpy(np.stack(circuits)).to(vit.device),
         params.ablations,
         params.metric,
         _others(len(tensors), params.seed),
-        params.batch_size,
+        batch_size,
         lambda done, total: job.progress(done, total, "circuits"),
     )
-    parts = np.split(found, np.cumsum([len(part) for part in flat])[:-1], axis=1)
-    shapes = [circuit.shape[:-2] for circuit in circuits.values()]
-    runs = {
-        name: part.reshape(len(found), *shape)
-        for name, part, shape in zip(circuits, parts, shapes, strict=True)
-    }
-    _check_ends(clean, runs["_empty"], params)
-    return {**runs, "_clean": np.array(clean)}
+    return curves(clean, metrics, params.ablations, _sizes(params), params.n_controls, "n_edges")
 
 
 def _others(n_pairs: int, seed: int) -> torch.Tensor:
@@ -195,52 +205,19 @@ def _others(n_pairs: int, seed: int) -> torch.Tensor:
     return others
 
 
-def _check_ends(clean: float, empty: np.ndarray, params: Params) -> None:
-    for ablation, value in zip(params.ablations, empty, strict=True):
-        if value == clean:
-            raise StepError(
-                f"trace_circuit: with all edges ablated ({ablation}) the metric is {clean:.6g} as in the "
-                "clean run, so that there is nothing a circuit could be faithful to. Give pairs that the "
-                "model answers differently"
-            )
-
-
 def _labelled(
-    graph: Graph,
-    scores: np.ndarray,
-    circuits: dict[str, np.ndarray],
-    runs: dict[str, np.ndarray],
-    params: Params,
+    graph: Graph, scores: np.ndarray, chosen: np.ndarray, runs: Variables, params: Params
 ) -> xr.Dataset:
     import numpy as np
     import xarray as xr
 
-    chosen = circuits[""]
     variables = {
         "score": (("source", "target"), np.where(graph.edges, scores, np.nan)),
         "in_circuit": (("n_edges", "source", "target"), chosen),
         "n_edges_kept": (("n_edges",), chosen.sum((1, 2))),
-        "clean_metric": ((), runs["_clean"]),
-        "empty_metric": (("ablation",), runs["_empty"]),
-        **_curves(runs, _sizes(params)),
+        **runs,
     }
     coords = {"source": graph.sources, "target": graph.targets, "n_edges": _sizes(params)}
     coords |= {"ablation": params.ablations, "control": np.arange(params.n_controls)}
     attrs = {"method": params.method, "metric": params.metric, "selection": params.selection}
-    return label(xr.Dataset(variables, coords, {**attrs, "graph_edges": graph.n_edges}))
-
-
-def _curves(runs: dict[str, np.ndarray], sizes: list[int]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Metric, faithfulness and its area, of the circuits, of their complements and of random ones."""
-    from prisma_steps.analysis.circuits.faithfulness import area, faithfulness
-
-    found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for which in ("", "_complement", "_random"):
-        run = runs[which]
-        dims = ("ablation", *["control"] * (run.ndim - 2), "n_edges")
-        empty = runs["_empty"].reshape(-1, *[1] * (run.ndim - 1))
-        curve = faithfulness(run, float(runs["_clean"]), empty)
-        found[f"circuit_metric{which}"] = dims, run
-        found[f"faithfulness{which}"] = dims, curve
-        found[f"faithfulness_area{which}"] = dims[:-1], area(curve, sizes)
-    return found
+    return xr.Dataset(variables, coords, {**attrs, "graph_edges": graph.n_edges})

@@ -128,18 +128,12 @@ def test_controls_are_as_large_as_circuits_and_follow_the_seed(
 
 
 def test_batches_do_not_change_what_is_found(
-    random_vit: Artifact, images: xr.Dataset, pairs: xr.Dataset
+    random_vit: Artifact, images: xr.Dataset, pairs: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts = (
-        trace_circuit(
-            random_vit,
-            images,
-            pairs,
-            Params(circuit_sizes=[8], ablations=ABLATIONS, batch_size=size),
-            Job(),
-        )
-        for size in (8, 2)
-    )
+    params = Params(circuit_sizes=[8], ablations=ABLATIONS)
+    whole = trace_circuit(random_vit, images, pairs, params, Job())
+    monkeypatch.setattr("prisma_steps.analysis.circuits.tracing.pairs_at_once", lambda *_: 2)
+    parts = trace_circuit(random_vit, images, pairs, params, Job())
     # Float32 sums in another order, at scores of 0.1 and faithfulness of 1.
     xr.testing.assert_allclose(whole, parts, rtol=1e-3, atol=1e-4)
 

@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prisma_steps.analysis.circuits.metrics import Metric
-from prisma_steps.models.sites import SiteKey, Tap
+from prisma_steps.models.sites import ORDER, SiteError, SiteKey, Tap, check_keys
 from prisma_steps.models.splicing import Splice
 from prisma_steps.sae.tokens import chosen_tokens
+from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
@@ -68,10 +69,34 @@ class Placed:
         return torch.from_numpy(chosen).to(self.model.device)
 
     def state(self, seen: Mapping[SiteKey, Tensor]) -> State:
-        """Latents and error term of a run that held ``seen`` at its sites."""
+        """Latents and error term of a run that held ``seen`` at its sites.
+
+        Raises:
+            StepError: when they are of another width than the dictionary.
+        """
         x, y = (seen[key].flatten(2)[:, self.tokens[key]] for key in (self.splice.reads, self.splice.writes))
+        self._check_widths(x, y)
         latents = self.splice.dictionary.encode(x)
         return State(x, latents, y - self.splice.dictionary.decode(latents, x))
+
+    def _check_widths(self, x: Tensor, y: Tensor) -> None:
+        shape = self.splice.dictionary.shape
+        if (x.shape[-1], y.shape[-1]) != (shape.d_in, shape.d_out):
+            raise StepError(
+                f"the dictionary of {self.name} is {shape.d_in} → {shape.d_out} wide, and its sites of this "
+                f"model {x.shape[-1]} → {y.shape[-1]}: it belongs to another model"
+            )
+
+    @property
+    def name(self) -> str:
+        """The site that it writes: ``resid_post 2``."""
+        site, layer = self.splice.writes
+        return site if layer is None else f"{site} {layer}"
+
+    @property
+    def n_nodes(self) -> int:
+        """Its latents, and its error term."""
+        return self.splice.dictionary.shape.n_latents + 1
 
     def written(self, value: Tensor, state: State) -> Tensor:
         """The site's value with what latents and error term make in place of its own tokens."""
@@ -79,6 +104,33 @@ class Placed:
         made = self.splice.dictionary.decode(state.latents, state.x) + state.error
         whole[:, self.tokens[self.splice.writes]] = made.to(whole.dtype)
         return whole.reshape(value.shape)
+
+
+def placed_in_order(model: HookedViT, splices: Iterable[Splice]) -> list[Placed]:
+    """Dictionaries in their model, in the order in which a run comes to what they write.
+
+    Raises:
+        StepError: for a crosscoder, a place that the model does not have, and two dictionaries of one site.
+    """
+    placed = sorted((Placed(model, splice) for splice in splices), key=_order)
+    for one, other in zip(placed, [*placed[1:], None], strict=True):
+        if one.splice.dictionary.shape.kind == "crosscoder":
+            raise StepError(
+                f"the dictionary of {one.name} is a crosscoder: take one autoencoder for each layer"
+            )
+        if other is not None and other.splice.writes == one.splice.writes:
+            raise StepError(f"two dictionaries are of {one.name}: give one for each site")
+        try:
+            check_keys((one.splice.reads, one.splice.writes), model.sites, model.n_layers)
+        except SiteError as error:
+            raise StepError(f"the dictionary of {one.name} does not belong to this model: {error}") from error
+    return placed
+
+
+def _order(placed: Placed) -> tuple[int, int]:
+    site, layer = placed.splice.writes
+    late = ORDER[site] > ORDER["resid_post"]
+    return (placed.model.n_layers if late else -1) if layer is None else layer, ORDER[site]
 
 
 def states_of(

@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prisma_steps.analysis.circuits.exact import exact_scores
-from prisma_steps.analysis.circuits.faithfulness import Ablation, run_circuit
 from prisma_steps.analysis.circuits.gradients import edge_attribution
 from prisma_steps.analysis.circuits.metrics import Metric, kl_to, logit_difference
-from prisma_steps.analysis.circuits.split import writes_of
+from prisma_steps.analysis.circuits.running import Ablation, run_circuit
+from prisma_steps.analysis.circuits.split import graph_of, writes_of
+from prisma_steps.data.pairs import check_pairs, classes_of, prepared_sides
 from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from prisma_steps.models.hooked import HookedViT
 
 #: How edges are scored: by patching each, or by gradients at the clean run or along a path of inputs.
@@ -87,6 +90,34 @@ class PairTensors:
         if self.classes is None:
             raise StepError("the metric logit_difference needs the classes of the pairs")
         return logit_difference(self.classes)
+
+
+def pair_tensors(model: HookedViT, images: xr.Dataset, pairs: xr.Dataset, metric: MetricName) -> PairTensors:
+    """Labelled pairs as the model takes them, checked before it runs.
+
+    Raises:
+        StepError: for pairs that are not of these images, that leave nothing to explain, or that the metric
+            does not fit.
+    """
+    check_pairs(images, pairs)
+    classes = classes_of(pairs, model.class_names) if metric == "logit_difference" else None
+    sides = prepared_sides(images, pairs, slice(pairs.sizes["pair"]), model.preprocess)
+    tensors = PairTensors(*sides, None if classes is None else classes.to(model.device))
+    tensors.check()
+    return tensors
+
+
+def pairs_at_once(model: HookedViT, memory_mb: int) -> int:
+    """Pairs that go through the model together in so many mebibytes, one at least.
+
+    A pair takes the writes of all sources thrice (clean, corrupted, their difference) and, for gradients,
+    some 30 activations of the stream's width a block (q, k, v, z, four of them in the MLP, each kept before
+    and after a function; the reads of one block's heads).
+    """
+    graph = graph_of(model)
+    n_tokens = len(model.token_coords()["token_kind"])
+    vectors = 3 * len(graph.sources) + 30 * graph.n_layers + 6 * graph.n_heads
+    return max(1, memory_mb * 2**20 // (4 * n_tokens * model.d_model * vectors))
 
 
 def score_edges(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from prisma_steps.analysis.circuits.faithfulness import area, faithfulness, run_circuit
+from prisma_steps.analysis.circuits.curves import area, faithfulness
+from prisma_steps.analysis.circuits.running import run_circuit
 from prisma_steps.analysis.circuits.split import graph_of, writes_of
 from prisma_steps.models.hooked import HookedViT
 from tests.analysis.circuits.naive import naive_circuit

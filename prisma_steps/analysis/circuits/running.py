@@ -1,11 +1,10 @@
-"""How much of what a model does a circuit does: runs in which all other edges carry something else."""
+"""What a circuit does alone: runs in which all other edges carry something else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -109,20 +108,3 @@ class _CircuitRun:
         where = slice(first, first + len(writes))
         self._change[where] = writes - self._ablated[where]
         self._base = self._base + self._ablated[where].sum(0)
-
-
-def faithfulness(circuit: np.ndarray, clean: float, empty: np.ndarray) -> np.ndarray:
-    """(m(circuit) − m(empty)) / (m(clean) − m(empty)) of metrics that are means over pairs.
-
-    The empty circuit is the corrupted run where edges carry corrupted writes (Hanna et al. 2024, section
-    2.3), and the run with all edges ablated otherwise (Marks et al. 2024, section 3.3): always 0, as the
-    whole graph is always 1.
-    """
-    return (circuit - empty) / (clean - empty)
-
-
-def area(curve: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Mean faithfulness over the range of sizes, by trapezoids along the last dim; of one size, its value."""
-    if len(sizes) == 1:
-        return curve[..., 0]
-    return np.trapezoid(curve, sizes, axis=-1) / (sizes[-1] - sizes[0])
