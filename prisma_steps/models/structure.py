@@ -29,6 +29,7 @@ class Structure:
         class_names: names of the classes, where they are known.
         preprocessing: how the model's images are prepared; None: they are divided by 255.
         parameters: the arguments of the model's forward pass.
+        n_heads: attention heads of a block.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Structure:
         self.trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._check_table()
         self.parameters = inspect.signature(self.model.forward).parameters
+        # Of timm's models the first block says it, in whose place another may run later.
+        self.n_heads: int = find(self.config, self.family.n_heads)
 
     def _check_table(self) -> None:
         """Refuse a model that is not built as its table says.
@@ -85,11 +88,6 @@ class Structure:
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
-
-    @property
-    def n_heads(self) -> int:
-        """Attention heads of a block."""
-        return find(self.config, self.family.n_heads)
 
     @property
     def d_model(self) -> int:

@@ -30,6 +30,7 @@ class Suffix:
 
     Attributes:
         model: the whole model.
+        shape: [(frame,) channel, row, column] of the input.
         only_first_token: whether the last block is computed for the first token alone.
     """
 
@@ -40,7 +41,7 @@ class Suffix:
             model: in evaluation mode. Its hooks are not seen by what is computed for one token alone.
             shape: [(frame,) channel, row, column] of the input; ``input_shape`` if None.
         """
-        self.model, self._shape = model, shape
+        self.model, self.shape = model, tuple(shape or model.input_shape)
         self._after_mid = _mlp_parts(model, shape) if "attn_out" in model.sites else None
         self.only_first_token = kind_of(model.model) in _PLAIN_ATTENTION and _reads_first_token(model, shape)
 
@@ -48,7 +49,7 @@ class Suffix:
         self, layer: int, resid_pre: Float[Tensor, "image token d_model"]
     ) -> Float[Tensor, "image class"]:
         """The output that follows from the stream before block ``layer``; ``n_layers`` is the end."""
-        return self.model.run_blocks(self._blocks(layer), resid_pre, self._shape)
+        return self.model.run_blocks(self._blocks(layer), resid_pre, self.shape)
 
     def from_mid(
         self, layer: int, resid_mid: Float[Tensor, "image token d_model"]
@@ -57,11 +58,11 @@ class Suffix:
         if self._after_mid is None:
             # The stream before the block is the one written over.
             patched: dict[SiteKey, Tap] = {("resid_mid", layer): lambda _: resid_mid}
-            return self.model.forward_from(layer, resid_mid, patched, self._shape)
+            return self.model.forward_from(layer, resid_mid, patched, self.shape)
         if self.only_first_token and layer == self.model.n_layers - 1:
             resid_mid = resid_mid[:, :1]
         return self.model.run_blocks(
-            [self._after_mid[layer], *self._blocks(layer + 1)], resid_mid, self._shape
+            [self._after_mid[layer], *self._blocks(layer + 1)], resid_mid, self.shape
         )
 
     def _blocks(self, layer: int) -> list[nn.Module]:
