@@ -132,6 +132,18 @@ def cells_per_batch(model: HookedViT, n_tokens: int, site: str, sweep: Sweep) ->
     return max(sweep.memory // (n_tokens * of_token * model.dtype.itemsize), 1)
 
 
+def pairs_per_block(model: HookedViT, n_tokens: int, sweep: Sweep) -> int:
+    """Pairs of which what is held of a layer takes ``sweep.memory`` bytes, about; at least 1."""
+    read = [name for of in _read_of_both(sweep.sites) for name in of]
+    patterns = (
+        sum(name in ("pattern", "attn_scores") for name in read) + 2 * ("q" in read) + 2 * ("k" in read)
+    )
+    streams = 4 + len(read)
+    of_pair = n_tokens * (streams * model.d_model + patterns * model.n_heads * n_tokens)
+    held = max(sweep.memory // (of_pair * model.dtype.itemsize), 1)
+    return min(held, cells_per_batch(model, n_tokens, "resid_pre", sweep))
+
+
 def _layers(model: HookedViT, source: Tensor, target: Tensor, sweep: Sweep) -> Iterator[_Layer]:
     """The layers of both runs that are patched; each block runs once for each."""
     shape = source.shape[1:]
