@@ -40,6 +40,7 @@ DIMS: Mapping[str, str] = {
     "step": "an optimiser step of a training run",
     "training_step": "an optimiser step after which the weights were kept; 0 is before training",
     "pair": "a clean image with its corrupted counterpart",
+    "site": "a place in a block where activations are changed",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
     "n_edges": "edges that a circuit was given, before those that lead nowhere are left out",
@@ -260,7 +261,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "dense_latents": Meaning("share of latents that fire on more than 10 % of the tokens", "1"),
     "firing_frequency": Meaning("share of tokens on which a latent fires", "1"),
     "firing_frequency_per_image": Meaning("share of images in which a latent fires", "1"),
-    "site": Meaning("site of the dictionary", "1"),
+    "site": Meaning("site", "1"),
     "architecture": Meaning("architecture of the dictionary", "1"),
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
     "basis": Meaning("what is active: latents or neurons", "1"),
@@ -285,10 +286,21 @@ MEANINGS: Mapping[str, Meaning] = {
     "quantile_activation": Meaning("highest activation in the image at the quantile", "1"),
     "quantile_heat_map": Meaning("activation", "1"),
     # interventions
-    "logit_difference": Meaning("logit difference, clean class − corrupted class", "1"),
-    "normalised_logit_difference": Meaning("normalised logit difference (clean = 1, corrupted = 0)", "1"),
-    "clean_logit_difference": Meaning("logit difference of the clean run", "1"),
-    "corrupted_logit_difference": Meaning("logit difference of the corrupted run", "1"),
+    **{
+        f"{prefix}{name}": Meaning(f"{text}{of}", "1" if prefix == "normalised_" else units)
+        for name, (text, units) in {
+            "logit_difference": ("logit difference, clean class − corrupted class", "1"),
+            "probability": ("probability of the clean class", "1"),
+            "ce": ("CE", "nat"),
+            "kl": ("KL from the clean run", "nat"),
+        }.items()
+        for prefix, of in {
+            "": "",
+            "normalised_": ", normalised (clean = 1, corrupted = 0)",
+            "clean_": ", of the clean run",
+            "corrupted_": ", of the corrupted run",
+        }.items()
+    },
     "clean_image": Meaning("id of the clean image", "1"),
     "corrupted_image": Meaning("id of the corrupted image", "1"),
     "clean_class": Meaning("class of the clean image", "1"),
@@ -396,8 +408,15 @@ Pairs = Kind(
 )
 Patching = Kind(
     "patching",
-    frozenset({"pair", "layer", "token", "head"}),
+    frozenset({"pair", "site", "layer", "token", "head"}),
     required={"logit_difference": ("pair", "layer", "token")},
+    otherwise={
+        "logit_difference": [
+            ("pair", *several, "layer", *cells)
+            for several in ((), ("site",))
+            for cells in (("token",), ("head",), ("head", "token"))
+        ]
+    },
 )
 Circuit = Kind(
     "circuit",

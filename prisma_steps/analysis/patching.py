@@ -1,130 +1,222 @@
-"""Activation patching of the residual stream (Wang et al. 2022, arXiv 2211.00593, section 3).
+"""Activation patching (Wang et al. 2022, arXiv 2211.00593, section 3; the sweeps of TransformerLens).
 
-A cell of the sweep is one run of the target image in which the residual stream of one layer, at one token,
-is that of the source image. Denoising takes the clean image as source and the corrupted one as target and
-shows what suffices for the clean answer; noising swaps them and shows what is necessary for it.
+A cell of a sweep is one run of the target image in which a site of one layer, at one token or head, is that
+of the source image. Denoising takes the clean image as source and the corrupted one as target and shows what
+suffices for the clean answer; noising swaps them and shows what is necessary for it.
+
+No cell computes what patching does not change. Whatever site is patched, all that follows from it is in the
+residual stream at its next place: a cell is the target's stream there with what the patch changes of it, and
+the run starts there. The runs of a layer go through the rest of the model in batches.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from math import prod
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-#: Forward passes that are run as one batch.
-CELLS_PER_BATCH = 256
+from prisma_steps.analysis.head_patching import HEAD_SITES, head_change
+from prisma_steps.models.fast_inference import matmul
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.suffix import Suffix
+
+#: Sites that are patched at one token at a time, and where in the stream all that follows from them is.
+TOKEN_SITES: Mapping[str, str] = {
+    "resid_pre": "resid_pre",
+    "resid_mid": "resid_mid",
+    "resid_post": "resid_post",
+    "attn_out": "resid_mid",
+    "mlp_out": "resid_post",
+}
+
+#: Metrics of the logits [cell, class] of runs of the pairs [cell].
+Measure: TypeAlias = Callable[
+    [Float[Tensor, "cell class"], Int[Tensor, " cell"]], Mapping[str, Float[Tensor, " cell"]]
+]
 
 
-class Hooked(Protocol):
-    """What patching asks of a model."""
+@dataclass(frozen=True)
+class Sweep:
+    """Which cells there are.
 
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        ...
+    Attributes:
+        sites: what is patched, one after the other: all of ``TOKEN_SITES`` or all of ``HEAD_SITES``.
+        layers: blocks that are patched, one at a time.
+        tokens: positions that are patched, one at a time (of ``pattern`` the token that attends).
+        each_token: patch heads at one token at a time; else all tokens of a head together.
+        memory: bytes that the temporaries of a batch may take, about.
+    """
 
-    def run_with_cache(
-        self, pixels: Tensor, sites: Sequence[str]
-    ) -> tuple[Tensor, Mapping[tuple[str, int | None], Tensor]]:
-        """Logits, and the activations of ``sites`` by (site, layer)."""
-        ...
-
-    def forward_from(self, layer: int, resid_pre: Tensor) -> Tensor:
-        """Logits of a run that starts with ``resid_pre`` in front of block ``layer``."""
-        ...
-
-
-def residual_stream(
-    model: Hooked, pixels: Float[Tensor, "image channel row column"]
-) -> tuple[Float[Tensor, "image class"], Float[Tensor, "image layer token d_model"]]:
-    """Logits, and the residual stream in front of every block."""
-    runs = [model.run_with_cache(batch, ["resid_pre"]) for batch in pixels.split(CELLS_PER_BATCH)]
-    logits = torch.cat([logits for logits, _ in runs])
-    layers = [torch.cat([cache["resid_pre", layer] for _, cache in runs]) for layer in range(model.n_layers)]
-    return logits, torch.stack(layers, dim=1)
+    sites: Sequence[str]
+    layers: Sequence[int]
+    tokens: Sequence[int]
+    each_token: bool = False
+    memory: int = 2**27
 
 
-def patch_each_token(
-    run_on: Callable[[Float[Tensor, "cell token d_model"]], Float[Tensor, "cell class"]],
-    source: Float[Tensor, "pair token d_model"],
-    target: Float[Tensor, "pair token d_model"],
-) -> Float[Tensor, "pair token class"]:
-    """Logits of the target's run with the residual of one token at a time taken from the source.
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of both runs: values of its sites.
+
+    Attributes:
+        number: which.
+        source: of the images that are patched in.
+        target: of the images that are patched.
+    """
+
+    number: int
+    source: Mapping[str, Tensor]
+    target: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of one site of one layer.
+
+    Attributes:
+        shape: of the cells: pair, then token, head, or head and token.
+        make: the stream in the cells of these numbers.
+        run: what follows from it: logits.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[Int[Tensor, " cell"]], Float[Tensor, "cell token d_model"]]
+    run: Callable[[Float[Tensor, "cell token d_model"]], Float[Tensor, "cell class"]]
+
+
+@torch.no_grad()
+def patch(
+    model: HookedViT,
+    source: Float[Tensor, "pair *frame channel row column"],
+    target: Float[Tensor, "pair *frame channel row column"],
+    measure: Measure,
+    sweep: Sweep,
+) -> Iterator[tuple[int, str, dict[str, Float[Tensor, "pair *cell"]]]]:
+    """Every cell of a sweep: layer, site and metrics, layer by layer.
+
+    Cells are [pair, token] of sites of the stream, [pair, head] or [pair, head, token] of sites of heads.
 
     Args:
-        run_on: the rest of the model, from the residual stream of the patched layer to the logits.
-        source: residual stream of the images that are patched in.
-        target: residual stream of the images that are patched.
+        model: a model in evaluation mode.
+        source: images that are patched in, prepared.
+        target: images that are patched, prepared.
+        measure: what is kept of the logits.
+        sweep: which cells.
+
+    Raises:
+        SiteError: for a site or layer that the model does not have.
     """
-    n_pairs, n_tokens, _ = source.shape
-    pair = torch.arange(n_pairs, device=source.device).repeat_interleave(n_tokens)
-    token = torch.arange(n_tokens, device=source.device).repeat(n_pairs)
-    logits = []
-    for cell in torch.arange(len(pair), device=source.device).split(CELLS_PER_BATCH):
-        patched = target[pair[cell]]
-        patched[torch.arange(len(cell), device=cell.device), token[cell]] = source[pair[cell], token[cell]]
-        logits.append(run_on(patched))
-    return torch.cat(logits).unflatten(0, (n_pairs, n_tokens))
+    model.site_keys(sweep.sites, sweep.layers)
+    suffix = Suffix(model, source.shape[1:])
+    for layer in _layers(model, source, target, sweep):
+        for site in sweep.sites:
+            cells = (_of_tokens if site in TOKEN_SITES else _of_heads)(suffix, layer, site, sweep)
+            size = cells_per_batch(model, layer.target["resid_pre"].shape[1], site, sweep)
+            yield layer.number, site, _measured(cells, measure, size, model.device)
 
 
-def patch_resid_pre(
-    model: Hooked,
-    source: Float[Tensor, "pair layer token d_model"],
-    target: Float[Tensor, "pair layer token d_model"],
-    classes: Int[Tensor, "pair 2"],
-) -> Iterator[Float[Tensor, "pair token"]]:
-    """Logit differences of every cell of the sweep, one layer after the other.
+def cells_per_batch(model: HookedViT, n_tokens: int, site: str, sweep: Sweep) -> int:
+    """Cells whose temporaries take ``sweep.memory`` bytes, about; at least 1.
 
-    Args:
-        model: the model that both residual streams are of.
-        source: residual stream of the images that are patched in.
-        target: residual stream of the images that are patched.
-        classes: clean and corrupted class of every pair.
+    They are the stream, its norm, queries, keys, values and what attention returns, the MLP's neurons before
+    and after their activation, and where the keys of one token are patched three patterns.
     """
-    for layer in range(model.n_layers):
-        run_on = partial(model.forward_from, layer)
-        yield logit_difference(patch_each_token(run_on, source[:, layer], target[:, layer]), classes)
+    patterns = 3 * n_tokens if site == "k" and sweep.each_token else 0
+    of_token = 6 * model.d_model + 2 * model.d_mlp + patterns
+    return max(sweep.memory // (n_tokens * of_token * model.dtype.itemsize), 1)
 
 
-def logit_difference(
-    logits: Float[Tensor, "pair *cell class"], classes: Int[Tensor, "pair 2"]
-) -> Float[Tensor, " pair *cell"]:
-    """Logit of each pair's clean class minus that of its corrupted class."""
-    pair = torch.arange(len(classes), device=logits.device)
-    clean, corrupted = classes.T
-    return logits[pair, ..., clean] - logits[pair, ..., corrupted]
+def pairs_per_block(model: HookedViT, n_tokens: int, sweep: Sweep) -> int:
+    """Pairs of which what is held of a layer takes ``sweep.memory`` bytes, about; at least 1."""
+    read = [name for of in _read_of_both(sweep.sites) for name in of]
+    patterns = (
+        sum(name in ("pattern", "attn_scores") for name in read) + 2 * ("q" in read) + 2 * ("k" in read)
+    )
+    streams = 4 + len(read)
+    of_pair = n_tokens * (streams * model.d_model + patterns * model.n_heads * n_tokens)
+    held = max(sweep.memory // (of_pair * model.dtype.itemsize), 1)
+    return min(held, cells_per_batch(model, n_tokens, "resid_pre", sweep))
 
 
-def normalise(
-    difference: Float[Tensor, " pair *cell"], clean: Float[Tensor, " pair"], corrupted: Float[Tensor, " pair"]
-) -> Float[Tensor, " pair *cell"]:
-    """Put logit differences on the scale where each pair's clean run is 1 and its corrupted run 0."""
-    per_pair = (-1, *[1] * (difference.ndim - 1))
-    return (difference - corrupted.view(per_pair)) / (clean - corrupted).view(per_pair)
+def _layers(model: HookedViT, source: Tensor, target: Tensor, sweep: Sweep) -> Iterator[_Layer]:
+    """The layers of both runs that are patched; each block runs once for each."""
+    shape = source.shape[1:]
+    streams = [model.read(side, ["full_embed"])["full_embed", None] for side in (source, target)]
+    for number in range(max(sweep.layers) + 1):
+        sites = _read_of_both(sweep.sites) if number in sweep.layers else ((), ())
+        values = [
+            {"resid_pre": stream, **model.read_from(number, stream, [*of, "resid_post"], shape=shape)}
+            for stream, of in zip(streams, sites, strict=True)
+        ]
+        if number in sweep.layers:
+            yield _Layer(number, *values)
+        streams = [of["resid_post"] for of in values]
 
 
-def pair_up(
-    images: Iterable[int], classes: Sequence[int], groups: Sequence[Hashable]
-) -> Iterator[tuple[int, int]]:
-    """Pair images of one group and different classes, in the order in which they come.
+def _read_of_both(sites: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is read of the source's and of the target's run."""
+    beside = {site: (where,) for site, where in TOKEN_SITES.items()} | dict(HEAD_SITES)
+    of_target = dict.fromkeys(name for site in sites for name in (site, *beside[site]))
+    carried = ("resid_pre", "resid_post")
+    return [site for site in sites if site not in carried], [
+        name for name in of_target if name not in carried
+    ]
 
-    An image that finds no partner among those that wait waits itself, so all that wait in a group are of one
-    class. Every image is used once: the one that waited is the clean one.
 
-    Args:
-        images: indices into ``classes`` and ``groups``, taken only as far as pairs are asked for.
-        classes: class of every image.
-        groups: what the two images of a pair must have in common.
-    """
-    waiting: defaultdict[Hashable, deque[int]] = defaultdict(deque)
-    for image in images:
-        queue = waiting[groups[image]]
-        if queue and classes[queue[0]] != classes[image]:
-            yield queue.popleft(), image
-        else:
-            queue.append(image)
+def _of_tokens(suffix: Suffix, layer: _Layer, site: str, sweep: Sweep) -> _Cells:
+    where = TOKEN_SITES[site]
+    stream = layer.target[where]
+    # To the bit the source's where the site is the stream itself.
+    changed = layer.source[site] if site == where else stream + (layer.source[site] - layer.target[site])
+    shape = (len(stream), len(sweep.tokens))
+    tokens = torch.tensor(sweep.tokens, device=stream.device)
+
+    def make(cell: Tensor) -> Tensor:
+        pair, at = torch.unravel_index(cell, shape)
+        patched, token = stream[pair], tokens[at]
+        patched[torch.arange(len(cell), device=cell.device), token] = changed[pair, token]
+        return patched
+
+    return _Cells(shape, make, _from(suffix, layer.number, where))
+
+
+def _of_heads(suffix: Suffix, layer: _Layer, site: str, sweep: Sweep) -> _Cells:
+    model, stream = suffix.model, layer.target["resid_mid"]
+    change = head_change(model, layer.number, site, layer.source, layer.target, suffix.shape)
+    weight, scale = model.weights["W_O", layer.number], model.layer_scale(layer.number, "attn")
+    shape = (len(stream), model.n_heads, *([len(sweep.tokens)] if sweep.each_token else []))
+    tokens = torch.tensor(sweep.tokens, device=stream.device)
+
+    def make(cell: Tensor) -> Tensor:
+        pair, head, *at = torch.unravel_index(cell, shape)
+        z = change.of_token(pair, head, tokens[at[0]]) if at else change.of_head(pair, head)
+        return stream[pair] + matmul(z, weight[head]) * scale
+
+    return _Cells(shape, make, _from(suffix, layer.number, "resid_mid"))
+
+
+def _from(suffix: Suffix, layer: int, where: str) -> Callable[[Tensor], Tensor]:
+    """The rest of the model from a place in the stream on."""
+    if where == "resid_mid":
+        return partial(suffix.from_mid, layer)
+    return partial(suffix.from_pre, layer if where == "resid_pre" else layer + 1)
+
+
+def _measured(
+    cells: _Cells, measure: Measure, size: int, device: torch.device
+) -> dict[str, Float[Tensor, "pair *cell"]]:
+    """Metrics of every cell, run in batches of ``size``."""
+    count, of_pair = prod(cells.shape), prod(cells.shape[1:])
+    found: dict[str, list[Tensor]] = {}
+    for first in range(0, count, size):
+        cell = torch.arange(first, min(first + size, count), device=device)
+        values = measure(cells.run(cells.make(cell)), cell // of_pair)
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(values).view(cells.shape) for name, values in found.items()}

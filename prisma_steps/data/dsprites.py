@@ -71,6 +71,25 @@ def index(latents: Integer[np.ndarray, "image factor"]) -> Integer[np.ndarray, "
     return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(np.asarray(latents), -1, 0)), _SIZES))
 
 
+def numbered(factors: Mapping[str, np.ndarray]) -> Integer[np.ndarray, " image"]:
+    """The numbers of the images with these values of every factor: the inverse of ``factors``.
+
+    Raises:
+        ValueError: for a value that a factor does not take.
+    """
+    found = []
+    for name, known in FACTORS.items():
+        at = np.stack([_is(known, value) for value in np.asarray(factors[name])])
+        if not at.any(1).all():
+            raise ValueError(f"dSprites has no {name} {np.asarray(factors[name])[~at.any(1)][0]}")
+        found.append(at.argmax(1))
+    return index(np.stack(found, axis=-1))
+
+
+def _is(known: np.ndarray, value: str | float) -> Bool[np.ndarray, " value"]:
+    return known == value if known.dtype.kind == "U" else np.isclose(known, value)
+
+
 def source() -> ImageSource:
     """The images in their published order, with the value of every factor; the class is the shape."""
     return ImageSource(

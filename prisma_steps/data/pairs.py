@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from prisma_steps.data.pixels import raw_batch
+from prisma_steps.data.pixels import labels, raw_batch
 from prisma_steps.schema import IMAGE_DIMS
 from prisma_steps.step import StepError
 
@@ -55,20 +55,35 @@ def classes_of(pairs: xr.Dataset, class_names: Sequence[str] | None) -> Int[Tens
     Raises:
         StepError: when the model's classes have no names, or none of a pair's.
     """
+    named = np.stack([pairs[f"{side}_class"].values for side in SIDES], axis=1)
+    return torch.from_numpy(_numbers(named, class_names)).view(-1, len(SIDES))
+
+
+def classes_in_model(images: xr.Dataset, class_names: Sequence[str] | None) -> Int[np.ndarray, " image"]:
+    """The class of every image, as a number of the model's classes.
+
+    Raises:
+        StepError: when images or model have no classes with names, or when the model has none of an image's.
+    """
+    if "class_name" not in images.variables:
+        raise StepError("the images have no classes; give the data set of the model")
+    return _numbers(images["class_name"].values, class_names)[labels(images).numpy()]
+
+
+def _numbers(named: np.ndarray, class_names: Sequence[str] | None) -> Int[np.ndarray, "..."]:
     if class_names is None:
         raise StepError(
             "the model has no named classes. Give a classifier; load_model names its classes with "
             "class_names."
         )
     numbers = {name: number for number, name in enumerate(class_names)}
-    named = np.stack([pairs[f"{side}_class"].values for side in SIDES], axis=1)
     strange = sorted({str(name) for name in named.flat if name not in numbers})
     if strange:
         raise StepError(
-            f"the pairs have the class {strange[0]!r}, which the model does not: its classes are "
-            f"{_shown(class_names)}. Give pairs of images whose classes the model has."
+            f"the class {strange[0]!r} is none of the model's, which are {_shown(class_names)}. Give the "
+            "model images of classes that it was trained on."
         )
-    return torch.tensor([[numbers[name] for name in pair] for pair in named.tolist()]).view(-1, len(SIDES))
+    return np.vectorize(numbers.__getitem__, otypes=[np.int64])(named)
 
 
 def check_pairs(images: xr.Dataset, pairs: xr.Dataset) -> None:

@@ -221,16 +221,58 @@ class HookedViT(Structure):
             SiteError: for a site or layer that the model does not have.
             ValueError: when ``layer`` is not in 0 … n_layers.
         """
+        named = self._named_from(layer, hooks)
+        return self.run_blocks(self.blocks[layer:], resid_pre, shape, named)
+
+    def run_blocks(
+        self,
+        blocks: Sequence[nn.Module],
+        stream: Float[Tensor, "image token d_model"],
+        shape: Sequence[int] | None = None,
+        hooks: Hooks = _NO_HOOKS,
+    ) -> Tensor:
+        """The output when ``stream`` goes through ``blocks`` in place of all blocks of the model.
+
+        Args:
+            blocks: what runs in front of the final norm: some blocks of the model, or modules like them.
+            stream: what the first of them is given.
+            shape: of the input that the stream is of, where it is not ``input_shape``.
+            hooks: what is to be replaced, checked.
+        """
+        with self._running(blocks, stream):
+            return self._run(self._blank(shape), hooks)
+
+    def read_from(
+        self,
+        layer: int,
+        resid_pre: Float[Tensor, "image token d_model"],
+        sites: Sequence[str],
+        hooks: NamedHooks = _NO_HOOKS,
+        shape: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """The values at ``sites`` of block ``layer``, given the stream before it; no other block runs.
+
+        Raises:
+            SiteError: for a site or layer that the model does not have.
+        """
+        keys = self.site_keys(sites, [layer])
+        values, taps = self._keeping(keys, self._named_from(layer, hooks))
+        with self._running(self.blocks[layer:], resid_pre):
+            self._run(self._blank(shape), taps, until=keys)
+        return {site: values[site, at] for site, at in keys}
+
+    def _named_from(self, layer: int, hooks: NamedHooks) -> dict[SiteKey, Tap]:
         if layer not in range(self.n_layers + 1):
             raise ValueError(f"cannot start at layer {layer}: the model has layers 0 to {self.n_layers - 1}")
         named = self.named(hooks)
         early = [key for key in named if (-1 if key[1] is None else key[1]) < layer and key[0] not in _LATE]
         if early:
             raise SiteError(f"{early[0]} comes before layer {layer}, where the run starts")
-        # Positions are made of the input's shape alone, so that one blank image stands for all.
-        blank = torch.zeros((1, *(shape or self.input_shape)), dtype=self.dtype, device=self.device)
-        with self._starting_at(layer, resid_pre):
-            return self._run(blank, named)
+        return named
+
+    def _blank(self, shape: Sequence[int] | None) -> Tensor:
+        """One image for all: positions are made of the input's shape alone."""
+        return torch.zeros((1, *(shape or self.input_shape)), dtype=self.dtype, device=self.device)
 
     @contextmanager
     def hooks(self, hooks: NamedHooks) -> Iterator[HookedViT]:
@@ -380,14 +422,13 @@ class HookedViT(Structure):
             handle.remove()
 
     @contextmanager
-    def _starting_at(self, layer: int, resid_pre: Tensor) -> Iterator[None]:
-        """Leave out the blocks before ``layer``; the one that follows is given ``resid_pre``."""
+    def _running(self, blocks: Sequence[nn.Module], stream: Tensor) -> Iterator[None]:
+        """Run ``blocks`` in place of the model's; the first of them is given ``stream``."""
         *path, name = self.family.blocks.split(".")
         parent = find(self.trunk, ".".join(path)) if path else self.trunk
-        blocks = getattr(parent, name)
-        given = _Given(resid_pre, self.family.blocks_return_tuples)
-        setattr(parent, name, nn.Sequential(given, *blocks[layer:]))
+        own = getattr(parent, name)
+        setattr(parent, name, nn.Sequential(_Given(stream, self.family.blocks_return_tuples), *blocks))
         try:
             yield
         finally:
-            setattr(parent, name, blocks)
+            setattr(parent, name, own)

@@ -29,6 +29,7 @@ class Structure:
         class_names: names of the classes, where they are known.
         preprocessing: how the model's images are prepared; None: they are divided by 255.
         parameters: the arguments of the model's forward pass.
+        n_heads: attention heads of a block.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class Structure:
         self.family = family_of(model)
         self.trunk: nn.Module = find(model, self.family.trunk) or model if self.family.trunk else model
         self._check_table()
-        # Read now: timm tells it in the first block alone, which a run that starts later does without.
-        self._n_heads: int = find(self.config, self.family.n_heads)
         self.parameters = inspect.signature(self.model.forward).parameters
+        # Of timm's models the first block says it, in whose place another may run later.
+        self.n_heads: int = find(self.config, self.family.n_heads)
 
     def _check_table(self) -> None:
         """Refuse a model that is not built as its table says.
@@ -87,11 +88,6 @@ class Structure:
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
-
-    @property
-    def n_heads(self) -> int:
-        """Attention heads of a block."""
-        return self._n_heads
 
     @property
     def d_model(self) -> int:

@@ -1,190 +1,245 @@
-"""Sweep activation patching over the layers and tokens of the residual stream."""
+"""Step ``patch_activations``: activations of one run put into another, site by site and layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from prisma_steps.schema import Images, Model, Patching, label
-from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
+from pydantic import field_validator, model_validator
+
+from prisma_steps.precision import ComputeDtype
+from prisma_steps.schema import Images, Model, Pairs, Patching, label
+from prisma_steps.step import Artifact, Field, Job, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     import xarray as xr
 
+    from prisma_steps.analysis.patching import Sweep
     from prisma_steps.models.hooked import HookedViT
 
-#: Factors that the twins of a pair share (Matthey et al. 2017, dSprites).
-TWIN_FACTORS = ("scale", "orientation", "position_x", "position_y")
+#: Sites that are patched token by token, and sites that are patched head by head.
+OF_TOKENS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+OF_HEADS = ("q", "k", "v", "z", "pattern")
+
+#: What is measured of every run.
+METRICS = ("logit_difference", "probability", "ce", "kl")
 
 
 class Params(StepParams):
     """Settings of one patching sweep."""
 
+    site: SiteName | list[SiteName] = Field(
+        "resid_pre",
+        description=f"what is patched: of {', '.join(OF_TOKENS)} one layer and token at a time, of "
+        f"{', '.join(OF_HEADS)} one layer and head; a list of sites is a dimension of the result",
+    )
+    each_token: bool = Field(
+        False,
+        description="of heads: patch one token at a time (of pattern the one that attends), not all at once",
+    )
     direction: Literal["denoising", "noising"] = Field(
         "denoising",
-        description="denoising puts the clean residual into the corrupted run; noising the reverse",
+        description="denoising puts the clean run's activations into the corrupted run; noising the reverse",
     )
-    n_pairs: int = Field(64, gt=0, description="pairs of a clean and a corrupted image")
-    pairing: Literal["another_class", "twin"] = Field(
-        "another_class",
-        description="the corrupted image is any image of another class, or one that also has the same scale, "
-        "orientation and position (dSprites)",
+    layers: Literal["all"] | list[int] = Field("all", description="layers that are patched")
+    tokens: Literal["all"] | list[int] = Field(
+        "all", description="tokens that are patched, where tokens are patched one at a time"
     )
-    only_correct: bool = Field(True, description="use only images that the model classifies correctly")
-    seed: int = Field(0, ge=0, description="seed of the choice of pairs")
+    compute_dtype: ComputeDtype = Field(
+        "float32",
+        description="bfloat16 is up to twice as fast, and off by about a tenth of the spread of the effects",
+    )
+    memory_mb: int = Field(
+        128,
+        gt=0,
+        description="memory for the runs that are computed together, in MiB, beside the model and the result",
+        json_schema_extra={"not_in_key": True},
+    )
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites, one or several."""
+        return [self.site] if isinstance(self.site, str) else self.site
+
+    @field_validator("layers", "tokens")
+    @classmethod
+    def _some(cls, chosen: Any) -> Any:
+        if chosen != "all" and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+            raise ValueError(f"numbers from 0, each named once, at least one; got {chosen}")
+        return chosen
+
+    @model_validator(mode="after")
+    def _sites_of_one_sort(self) -> Params:
+        of_tokens = [site for site in self.sites if site in OF_TOKENS]
+        of_heads = [site for site in self.sites if site in OF_HEADS]
+        strange = [site for site in self.sites if site not in (*OF_TOKENS, *OF_HEADS)]
+        if strange or not self.sites:
+            raise ValueError(
+                f"site: {strange[0] if strange else 'none'} is not patched; sites are "
+                f"{', '.join((*OF_TOKENS, *OF_HEADS))}"
+            )
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("site: each may be named once")
+        if of_tokens and of_heads:
+            raise ValueError(
+                f"site: {of_tokens[0]} is patched by token, {of_heads[0]} by head: make two nodes"
+            )
+        if of_tokens and self.each_token:
+            raise ValueError(
+                f"each_token is for heads; {of_tokens[0]} is patched token by token: leave it out"
+            )
+        if of_heads and not self.each_token and self.tokens != "all":
+            raise ValueError("tokens of heads are chosen with each_token: true")
+        return self
 
 
-#: Images classified at once while pairs are looked for.
-IMAGES_PER_BLOCK = 256
+@step(inputs={"model": Model, "images": Images, "pairs": Pairs}, output=Patching)
+def patch_activations(
+    model: Artifact, images: xr.Dataset, pairs: xr.Dataset, params: Params, job: Job
+) -> xr.Dataset:
+    """Patch one site of one layer at a time, at one token or head, from one run of a pair into the other.
 
+    Wang et al. 2022, arXiv 2211.00593, section 3. Every cell is one run of the rest of the model.
 
-@step(inputs={"model": Model, "images": Images}, output=Patching)
-def patch_activations(model: Artifact, images: xr.Dataset, params: Params, job: Job) -> xr.Dataset:
-    """Patch the residual stream before each block, one layer and token at a time.
-
-    The metric is the logit difference of the clean and the corrupted class (Wang et al. 2022,
-    arXiv 2211.00593), raw and on the scale where the clean run is 1 and the corrupted run 0.
+    Returns:
+        Along pair, (site,) layer, and token or head or both: the logit difference of the clean and the
+        corrupted class, the probability of the clean class, CE with it in nat, and KL(clean run ‖ patched
+        run) in nat. Each also ``normalised_…``, on the scale where the pair's clean run is 1 and its
+        corrupted run 0; NaN where the two have the same value, so that there is nothing to restore. And
+        along pair each of the clean and the corrupted run as they are.
 
     Raises:
-        StepError: when the images' classes are not the model's, when too few pairs are found, or when the two
-            runs of a pair have the same logit difference, so that nothing can be normalised by it.
+        StepError: before the first forward pass: for a site, layer or token that the model does not have, a
+            class that it does not have, pairs of other images, or of an image with itself.
     """
-    from prisma_steps.data.pixels import labels
+    from prisma_steps.data.pairs import check_pairs, classes_of
+    from prisma_steps.models.fast_inference import reused_memory
     from prisma_steps.models.loading import load_model
 
-    _check_classes(model.data, images)
     vit = load_model(model, job.device)
-    pairs = _choose_pairs(vit, images, params)
-    classes = labels(images)[pairs]
-    differences = _sweep(vit, images, pairs, classes, params, job)
-    return _labelled(vit, images, pairs, differences, params)
+    sweep = _sweep(vit, params)
+    check_pairs(images, pairs)
+    classes = classes_of(pairs, vit.class_names)
+    with reused_memory():
+        found = _run(vit.for_inference(params.compute_dtype), images, pairs, classes, sweep, params, job)
+    return label(_labelled(vit, pairs, found, sweep, params))
 
 
-def _check_classes(model: xr.Dataset, images: xr.Dataset) -> None:
-    if "class_name" not in images.variables:
-        raise StepError("patch_activations: the images have no classes; give the data set of the model")
-    if "class_name" not in model.variables:
+def _sweep(vit: HookedViT, params: Params) -> Sweep:
+    """The cells.
+
+    Raises:
+        StepError: for what the model does not have.
+    """
+    from prisma_steps.analysis.patching import Sweep
+    from prisma_steps.models.sites import SiteError
+
+    layers = list(range(vit.n_layers)) if params.layers == "all" else params.layers
+    n_tokens = len(vit.token_coords()["token_kind"])
+    tokens = list(range(n_tokens)) if params.tokens == "all" else params.tokens
+    try:
+        vit.site_keys(params.sites, layers)
+    except SiteError as error:
+        raise StepError(f"patch_activations: {error}") from error
+    if max(tokens) >= n_tokens:
         raise StepError(
-            "patch_activations: the model has no named classes. Give a classifier; load_model names its "
-            "classes with class_names."
+            f"patch_activations: no token {max(tokens)}: the model has tokens 0 to {n_tokens - 1}"
         )
-    known, asked = (data["class_name"].values.tolist() for data in (model, images))
-    if known != asked:
-        raise StepError(
-            f"patch_activations: the images' classes are {asked}, the model was trained on {known}. "
-            "Patch the model with images of the data set that it was trained on."
-        )
+    return Sweep(params.sites, layers, tokens, params.each_token, params.memory_mb * 2**20)
 
 
-def _choose_pairs(vit: HookedViT, images: xr.Dataset, params: Params) -> np.ndarray:
-    """Indices of the images of every pair, [pair, 2]: clean, corrupted."""
+def _run(
+    vit: HookedViT,
+    images: xr.Dataset,
+    pairs: xr.Dataset,
+    classes: Any,
+    sweep: Sweep,
+    params: Params,
+    job: Job,
+) -> dict[str, np.ndarray]:
+    """Metrics of every cell [pair, site, layer, *cell], and of both runs [pair], by name."""
     import numpy as np
 
-    from prisma_steps.analysis.patching import pair_up
-    from prisma_steps.data.pixels import labels
+    from prisma_steps.analysis.patching import pairs_per_block
 
-    candidates = _candidates(vit, images, params)
-    found = pair_up(candidates, labels(images).tolist(), _groups(images, params))
-    pairs = np.array(list(islice(found, params.n_pairs))).reshape(-1, 2)
-    if len(pairs) < params.n_pairs:
-        rule = "the same factors and different classes" if params.pairing == "twin" else "different classes"
-        among = "that the model classifies correctly" if params.only_correct else "of the data set"
-        raise StepError(
-            f"patch_activations: n_pairs is {params.n_pairs}, but the {images.sizes['image']} images give "
-            f"only {len(pairs)} pairs of {rule} among those {among}. Ask for fewer pairs or give more images."
-        )
-    return pairs
+    count = len(classes)
+    size = pairs_per_block(vit, len(vit.token_coords()["token_kind"]), sweep)
+    blocks = []
+    for first in range(0, count, size):
+        where = slice(first, min(first + size, count))
 
+        def report(layer: int, done: int = first, here: int = where.stop - first) -> None:
+            steps = done * vit.n_layers + here * (layer + 1)
+            job.progress(steps, count * vit.n_layers, f"pairs {done} to {done + here - 1}, layer {layer}")
 
-def _groups(images: xr.Dataset, params: Params) -> list[tuple[float, ...]]:
-    """What the two images of a pair must share: for any pair nothing, for twins all factors but the class."""
-    if params.pairing == "another_class":
-        return [()] * images.sizes["image"]
-    missing = [name for name in TWIN_FACTORS if name not in images.coords]
-    if missing:
-        raise StepError(
-            f"patch_activations: pairing 'twin' needs the coordinates {', '.join(TWIN_FACTORS)}; the images "
-            f"have no {', '.join(missing)}. Use dSprites, or pairing: another_class."
-        )
-    return list(zip(*(images[name].values.tolist() for name in TWIN_FACTORS), strict=True))
+        blocks.append(_of_block(vit, images, pairs, classes.to(vit.device), where, sweep, params, report))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _candidates(vit: HookedViT, images: xr.Dataset, params: Params) -> Iterator[int]:
-    """Indices of the images that may enter a pair, in a seeded order."""
+def _of_block(
+    vit: HookedViT,
+    images: xr.Dataset,
+    pairs: xr.Dataset,
+    classes: Any,
+    where: slice,
+    sweep: Sweep,
+    params: Params,
+    report: Any,
+) -> dict[str, np.ndarray]:
+    """As ``_run``, of some pairs."""
     import torch
 
-    from prisma_steps.data.pixels import labels, raw_batch
+    from prisma_steps.analysis.metrics import Metrics, normalised
+    from prisma_steps.analysis.patching import patch
+    from prisma_steps.data.pairs import prepared_sides
 
-    generator = numpy_generator(params.seed, "patching pairs")
-    order = torch.from_numpy(generator.permutation(images.sizes["image"]))
-    truth = labels(images)
-    for block in order.split(IMAGES_PER_BLOCK):
-        if params.only_correct:
-            answer = vit(vit.preprocess(raw_batch(images, block.tolist()))).argmax(-1).cpu()
-            block = block[answer == truth[block]]
-        yield from block.tolist()
-
-
-def _sweep(
-    vit: HookedViT, images: xr.Dataset, pairs: np.ndarray, classes: torch.Tensor, params: Params, job: Job
-) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Run every cell: the variables of the artifact, with their dims."""
-    import torch
-
-    from prisma_steps.analysis.patching import logit_difference, normalise, patch_resid_pre, residual_stream
-    from prisma_steps.data.pixels import raw_batch
-
-    classes = classes.to(job.device)
-    runs = [residual_stream(vit, vit.preprocess(raw_batch(images, side))) for side in pairs.T.tolist()]
-    clean, corrupted = (logit_difference(logits, classes) for logits, _ in runs)
-    _check_ends(images, pairs, (clean == corrupted).cpu().numpy())
-    source, target = (resid for _, resid in (runs if params.direction == "denoising" else runs[::-1]))
-    layers = []
-    for layer, differences in enumerate(patch_resid_pre(vit, source, target, classes)):
-        layers.append(differences)
-        job.progress(layer + 1, vit.n_layers, f"layer {layer}")
-    cells = torch.stack(layers, dim=1)
-    dims = ("pair", "layer", "token")
-    return {
-        "logit_difference": (dims, cells.cpu().numpy()),
-        "normalised_logit_difference": (dims, normalise(cells, clean, corrupted).cpu().numpy()),
-        "clean_logit_difference": (("pair",), clean.cpu().numpy()),
-        "corrupted_logit_difference": (("pair",), corrupted.cpu().numpy()),
+    clean, corrupted = prepared_sides(images, pairs, where, vit.preprocess)
+    with torch.no_grad():
+        logits = [vit(side) for side in (clean, corrupted)]
+    metrics = Metrics(classes[where], logits[0])
+    each = torch.arange(len(clean), device=vit.device)
+    ends = [metrics(side, each) for side in logits]
+    cells: dict[str, dict[tuple[str, int], torch.Tensor]] = {name: {} for name in METRICS}
+    source, target = (clean, corrupted) if params.direction == "denoising" else (corrupted, clean)
+    for layer, site, values in patch(vit, source, target, metrics, sweep):
+        for name, value in values.items():
+            cells[name][site, layer] = value
+        report(layer)
+    found = {
+        name: torch.stack(
+            [torch.stack([of[site, layer] for layer in sweep.layers], 1) for site in sweep.sites], 1
+        )
+        for name, of in cells.items()
     }
-
-
-def _check_ends(images: xr.Dataset, pairs: np.ndarray, equal: np.ndarray) -> None:
-    if equal.any():
-        clean, corrupted = images["image"].values[pairs[equal.argmax()]]
-        raise StepError(
-            f"patch_activations: {int(equal.sum())} of {len(pairs)} pairs have the same logit difference in "
-            f"the clean and in the corrupted run (the first: {clean} and {corrupted}), so there is nothing "
-            "to restore. Are the two images the same? Remove doubles from the images, or set "
-            "only_correct: true."
-        )
+    scaled = {f"normalised_{name}": value for name, value in normalised(found, *ends).items()}
+    sides = {
+        f"{side}_{name}": value
+        for side, values in zip(("clean", "corrupted"), ends, strict=True)
+        for name, value in values.items()
+    }
+    return {name: value.cpu().numpy() for name, value in {**found, **scaled, **sides}.items()}
 
 
 def _labelled(
-    vit: HookedViT,
-    images: xr.Dataset,
-    pairs: np.ndarray,
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]],
-    params: Params,
+    vit: HookedViT, pairs: xr.Dataset, found: dict[str, np.ndarray], sweep: Sweep, params: Params
 ) -> xr.Dataset:
+    """The metrics with their labels; without ``site`` where one is named alone."""
     import numpy as np
     import xarray as xr
 
-    coords = {"pair": np.arange(len(pairs)), "layer": np.arange(vit.n_layers)}
-    tokens = vit.token_coords()
-    coords["token"] = np.arange(len(tokens["token_kind"]))
-    coords |= {name: ("token", values) for name, values in tokens.items()}
-    class_name = images["class_name"].values
-    for side, indices in zip(("clean", "corrupted"), pairs.T, strict=True):
-        coords[f"{side}_image"] = ("pair", images["image"].values[indices])
-        coords[f"{side}_class"] = ("pair", class_name[images["label"].values[indices]])
-    attrs = {"site": "resid_pre", "direction": params.direction}
-    return label(xr.Dataset(variables, coords, attrs))
+    by_head, by_token = params.sites[0] in OF_HEADS, params.sites[0] in OF_TOKENS or params.each_token
+    cells = ("head",) * by_head + ("token",) * by_token
+    coords: dict[str, Any] = {"layer": sweep.layers, "site": sweep.sites}
+    if by_head:
+        coords["head"] = np.arange(vit.n_heads)
+    if by_token:
+        coords["token"] = sweep.tokens
+        coords |= {name: ("token", value[sweep.tokens]) for name, value in vit.token_coords().items()}
+    variables = {
+        name: (("pair", "site", "layer", *cells) if values.ndim > 1 else ("pair",), values)
+        for name, values in found.items()
+    }
+    of_pairs = {name: coord for name, coord in pairs.coords.items() if coord.dims == ("pair",)}
+    attrs = {"site": params.site, "direction": params.direction, "compute_dtype": params.compute_dtype}
+    data = xr.Dataset(variables, {**of_pairs, **coords}, attrs)
+    return data.isel(site=0, drop=True) if isinstance(params.site, str) else data

@@ -65,3 +65,58 @@ def test_tokens_lie_where_their_labels_say(patching: xr.Dataset) -> None:
     shuffled = values.isel(token=[3, 0, 6, 1, 5, 2, 4])
     assert on_grid(shuffled).tolist() == [[1, 2, 3], [4, 5, 6]]
     assert others(shuffled).values.tolist() == [0]
+
+
+def by_head(patching: xr.Dataset) -> xr.Dataset:
+    values = np.random.default_rng(4).uniform(-0.2, 1, (5, 2, 3, 4))
+    return xr.Dataset(
+        {"normalised_kl": (("pair", "site", "layer", "head"), values)},
+        {"pair": range(5), "site": ["q", "z"], "layer": [0, 1, 2], "head": range(4)},
+        {**patching.attrs, "site": ["q", "z"]},
+    )
+
+
+def test_heads_of_every_site(patching: xr.Dataset) -> None:
+    heads = by_head(patching)
+    plot = draw(heads, Params(metric="kl"))
+    panels = [axes for axes in plot.figure.axes if axes.get_title()]
+    assert [panel.get_title() for panel in panels] == ["q", "z"]
+    for panel, site in zip(panels, ("q", "z"), strict=True):
+        np.testing.assert_allclose(
+            panel.images[0].get_array(), heads["normalised_kl"].sel(site=site).mean("pair")
+        )
+    assert "query or attention-weighted value of each layer, at one head" in plot.caption
+    alone = draw(heads.isel(site=0, drop=True).assign_attrs(site="q"), Params(metric="kl"))
+    assert len(alone.figure.axes) == 2
+
+
+def test_frames_of_clips_have_panels_of_their_own(patching: xr.Dataset) -> None:
+    frame = np.array([-1, 0, 0, 0, 1, 1, 1])
+    row = np.array([-1, 0, 0, 0, 0, 0, 0])
+    column = np.array([-1, 0, 1, 2, 0, 1, 2])
+    clips = patching.assign_coords(
+        patch_frame=("token", frame), patch_row=("token", row), patch_col=("token", column)
+    )
+    panels = [axes for axes in draw(clips, Params()).figure.axes if axes.get_title()]
+    assert [panel.get_title() for panel in panels][:2] == ["Layer 0, frame 0", "Layer 0, frame 1"]
+    mean = patching["normalised_logit_difference"].mean("pair").values
+    assert [len(panel.images) for panel in panels] == [2, 1] * 3
+    np.testing.assert_allclose(panels[0].images[0].get_array(), [mean[0, 1:4]])
+    np.testing.assert_allclose(panels[1].images[0].get_array(), [mean[0, 4:]])
+
+
+def test_pairs_without_anything_to_restore_are_left_out(patching: xr.Dataset) -> None:
+    name = "normalised_logit_difference"
+    lacking = patching.assign({name: patching[name].where(patching["pair"] != 2)})
+    plot = draw(lacking, Params())
+    patches = plot.figure.axes[0].images[0].get_array()
+    expected = patching[name].isel(pair=[0, 1, 3, 4], layer=0).mean("pair").values
+    np.testing.assert_allclose(patches, expected[1:].reshape(2, 3))
+    assert "Mean over 4 pairs (1 more have two runs of the same value)" in plot.caption
+    with pytest.raises(StepError, match="NaN for all pairs"):
+        draw(patching.assign({name: patching[name] * np.nan}), Params())
+
+
+def test_heads_and_tokens_at_once_are_refused(patching: xr.Dataset) -> None:
+    with pytest.raises(StepError, match="by layer, head and token"):
+        draw(patching.expand_dims(head=2), Params())

@@ -1,181 +1,242 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from pydantic import ValidationError
 
 from prisma_steps import schema
-from prisma_steps.models.loading import load_model, model_files
-from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
-from prisma_steps.seeding import torch_generator
+from prisma_steps.analysis import patching
+from prisma_steps.data.pairs import prepared_sides
+from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.loading import load_model
+from prisma_steps.models.toy_vit import ToyViTConfig
 from prisma_steps.step import Artifact, Job, StepError
-from prisma_steps.steps.patch_activations import Params, patch_activations
-from tests.artifacts import saved, scaled
+from prisma_steps.steps import patch_activations as step
+from prisma_steps.steps.pair_images import Params as PairParams
+from prisma_steps.steps.pair_images import pair_images
+from prisma_steps.steps.patch_activations import METRICS, Params, patch_activations
+from tests.steps.pairing import CLASS_NAMES, eighteen_images, model_in
 
-CLASS_NAMES = ["square", "ellipse", "heart"]
-CONFIG = ToyViTConfig(
-    n_layers=2, d_model=16, n_heads=2, d_mlp=32, patch_size=4, image_size=8, n_channels=1, n_classes=3
-)
-ANY = {"only_correct": False, "n_pairs": 4}
+# Float32 sums in another order, at logits of about 1.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Artifact:
-    vit = ToyViT.initialised(CONFIG, torch_generator(0, "weights"))
-    return saved(vit, tmp_path, xr.Dataset(coords={"class_name": ("class", CLASS_NAMES)}))
+    return model_in(tmp_path)
 
 
 @pytest.fixture
 def images() -> xr.Dataset:
-    """Three shapes at each of six places."""
-    random = np.random.default_rng(0)
-    shape = np.repeat(np.arange(3), 6)
-    return xr.Dataset(
-        {"pixels": (("image", "channel", "row", "column"), random.integers(0, 256, (18, 1, 8, 8), "uint8"))},
-        coords={
-            "image": [f"sprite-{n:02}" for n in range(18)],
-            "label": ("image", shape),
-            "scale": ("image", np.ones(18)),
-            "orientation": ("image", np.zeros(18)),
-            "position_x": ("image", np.tile(np.arange(6.0), 3)),
-            "position_y": ("image", np.ones(18)),
-            "class_name": ("class", CLASS_NAMES),
-        },
-    )
+    return eighteen_images()
 
 
-def by_id(images: xr.Dataset, ids: xr.DataArray) -> xr.Dataset:
-    return images.sel(image=ids.values)
+@pytest.fixture
+def pairs(model: Artifact, images: xr.Dataset) -> xr.Dataset:
+    return paired(model, images)
 
 
-def minus(logits: torch.Tensor) -> float:
-    first, second = logits.tolist()
-    return first - second
+def paired(model: Artifact, images: xr.Dataset, **params: Any) -> xr.Dataset:
+    return pair_images(model, images, PairParams(only_correct=False, n_pairs=4, **params), Job())
 
 
-def test_artifact_fits_the_schema(model: Artifact, images: xr.Dataset) -> None:
-    found = patch_activations(model, images, Params(**ANY), Job())
+def patched(model: Artifact, images: xr.Dataset, pairs: xr.Dataset, **params: Any) -> xr.Dataset:
+    found = patch_activations(model, images, pairs, Params(**params), Job())
     schema.check(found, schema.Patching)
+    return found
+
+
+def test_artifact_is_labelled(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    found = patched(model, images, pairs)
     assert found["normalised_logit_difference"].dims == ("pair", "layer", "token")
     assert found.sizes == {"pair": 4, "layer": 2, "token": 5}
     assert found["token_kind"].values.tolist() == ["cls"] + ["patch"] * 4
     assert all({"long_name", "units"} <= set(found[name].attrs) for name in found.variables)
-    assert found.attrs == {"site": "resid_pre", "direction": "denoising"}
+    assert found.attrs == {"site": "resid_pre", "direction": "denoising", "compute_dtype": "float32"}
+    for name in ("clean_image", "corrupted_image", "clean_class", "corrupted_class"):
+        assert found[name].equals(pairs[name].assign_coords(found[name].coords))
+    assert {name.removeprefix("clean_") for name in found.data_vars if name.startswith("clean_")} == set(
+        METRICS
+    )
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("pairing", [{}, {"pairing": "gaussian_noise"}])
 def test_a_cell_is_the_hooked_run_that_its_labels_tell(
-    model: Artifact, images: xr.Dataset, direction: str
+    model: Artifact, images: xr.Dataset, direction: str, pairing: dict[str, str]
 ) -> None:
-    found = patch_activations(model, images, Params(direction=direction, **ANY), Job())
+    pairs = paired(model, images, **pairing)
+    found = patched(model, images, pairs, direction=direction)
     cell = found.isel(pair=2, layer=1, token=3)
     vit = load_model(model)
-    sides = {
-        side: by_id(images, cell[f"{side}_image"].expand_dims("image")) for side in ("clean", "corrupted")
-    }
-    pixels = {side: scaled(chosen) for side, chosen in sides.items()}
-    source, target = ("clean", "corrupted") if direction == "denoising" else ("corrupted", "clean")
-    _, cache = vit.run_with_cache(pixels[source], ["resid_pre"])
+    sides = prepared_sides(images, pairs, slice(2, 3), vit.preprocess)
+    source, target = sides if direction == "denoising" else sides[::-1]
+    put = vit.read(source, ["resid_pre"])["resid_pre", 1]
 
     def patch(resid: torch.Tensor) -> torch.Tensor:
         resid = resid.clone()
-        resid[:, 3] = cache["resid_pre", 1][:, 3]
+        resid[:, 3] = put[:, 3]
         return resid
 
     classes = [CLASS_NAMES.index(cell[f"{side}_class"].item()) for side in ("clean", "corrupted")]
-    difference = {side: minus(vit(pixels[side])[0, classes]) for side in sides}
-    patched = minus(vit.run_with_hooks(pixels[target], {("resid_pre", 1): patch})[0, classes])
-    # Float32 sums in another order, at logits of about 1.
-    close = {"rel": 1e-4, "abs": 1e-5}
-    assert float(cell["logit_difference"]) == pytest.approx(patched, **close)
-    assert float(cell["clean_logit_difference"]) == pytest.approx(difference["clean"], **close)
-    assert float(cell["corrupted_logit_difference"]) == pytest.approx(difference["corrupted"], **close)
-    expected = (patched - difference["corrupted"]) / (difference["clean"] - difference["corrupted"])
-    assert float(cell["normalised_logit_difference"]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    runs = [vit(side)[0] for side in sides]
+    runs.append(vit.run_with_hooks(target, {("resid_pre", 1): patch})[0])
+    log_p = [run.log_softmax(-1) for run in runs]
+    expected = {
+        "logit_difference": [(run[classes[0]] - run[classes[1]]).item() for run in runs],
+        "probability": [some[classes[0]].exp().item() for some in log_p],
+        "ce": [-some[classes[0]].item() for some in log_p],
+        "kl": [(log_p[0].exp() * (log_p[0] - some)).sum().item() for some in log_p],
+    }
+    for name, (clean, corrupted, value) in expected.items():
+        np.testing.assert_allclose(cell[f"clean_{name}"], clean, **CLOSE)
+        np.testing.assert_allclose(cell[f"corrupted_{name}"], corrupted, **CLOSE)
+        np.testing.assert_allclose(cell[name], value, **CLOSE)
+        scaled = (value - corrupted) / (clean - corrupted)
+        # The ends lie near each other in an untrained model, by which float32's rounding grows.
+        np.testing.assert_allclose(cell[f"normalised_{name}"], scaled, rtol=2e-2, atol=2e-2)
 
 
-def test_cls_before_the_first_block_is_no_patch_at_all(model: Artifact, images: xr.Dataset) -> None:
+def test_cls_before_the_first_block_is_no_patch_at_all(
+    model: Artifact, images: xr.Dataset, pairs: xr.Dataset
+) -> None:
     for direction, end in (("denoising", 0.0), ("noising", 1.0)):
-        found = patch_activations(model, images, Params(direction=direction, **ANY), Job())
+        found = patched(model, images, pairs, direction=direction)
         cells = found["normalised_logit_difference"].sel(layer=0, token=0)
         np.testing.assert_allclose(cells, end, atol=1e-4)
 
 
-def test_pairs_are_of_two_classes_and_labelled_truly(model: Artifact, images: xr.Dataset) -> None:
-    found = patch_activations(model, images, Params(**ANY), Job())
-    for side in ("clean", "corrupted"):
-        label = by_id(images, found[f"{side}_image"])["label"].values
-        assert [CLASS_NAMES[index] for index in label] == found[f"{side}_class"].values.tolist()
-    assert (found["clean_class"] != found["corrupted_class"]).all()
-    used = [*found["clean_image"].values, *found["corrupted_image"].values]
-    assert len(set(used)) == 8
-
-
-def test_twins_share_their_factors(model: Artifact, images: xr.Dataset) -> None:
-    found = patch_activations(model, images, Params(pairing="twin", **ANY), Job())
-    clean, corrupted = (by_id(images, found[f"{side}_image"]) for side in ("clean", "corrupted"))
-    assert clean["position_x"].values.tolist() == corrupted["position_x"].values.tolist()
-    assert (clean["label"].values != corrupted["label"].values).all()
-
-
-def test_twins_need_factors(model: Artifact, images: xr.Dataset) -> None:
-    with pytest.raises(StepError, match="have no scale, position_y"):
-        patch_activations(
-            model, images.drop_vars(["scale", "position_y"]), Params(pairing="twin", **ANY), Job()
+def test_several_sites_lie_along_a_dimension(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    sites = ["mlp_out", "resid_mid"]
+    found = patched(model, images, pairs, site=sites, layers=[1, 0], tokens=[4, 1])
+    assert found["logit_difference"].dims == ("pair", "site", "layer", "token")
+    for site in sites:
+        alone = patched(model, images, pairs, site=site)
+        xr.testing.assert_allclose(
+            found[list(METRICS)].sel(site=site, drop=True),
+            alone[list(METRICS)].sel(layer=[1, 0], token=[4, 1]),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
-def test_only_images_classified_correctly_are_used(model: Artifact, images: xr.Dataset) -> None:
-    pixels = scaled(images)
-    vit = load_model(model)
-    vit.model.head.bias -= vit(pixels).mean(0)  # else the untrained model gives all images one class
-    model_files(vit.model)["model.safetensors"](model.folder / "model.safetensors")
-    answer = vit(pixels).argmax(-1).numpy()
-    correct = np.arange(18) >= 4
-    images["label"] = ("image", np.where(correct, answer, (answer + 1) % 3))
-    found = patch_activations(model, images, Params(n_pairs=4), Job())
-    used = {*found["clean_image"].values, *found["corrupted_image"].values}
-    assert used <= set(images["image"].values[correct])
-    assert (found["clean_logit_difference"] > 0).all()
-    assert (found["corrupted_logit_difference"] < 0).all()
+def test_heads(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    sites = ["q", "k", "v", "z", "pattern"]
+    found = patched(model, images, pairs, site=sites)
+    assert found["kl"].dims == ("pair", "site", "layer", "head")
+    assert "token" not in found.coords
+    found = patched(model, images, pairs, site=sites, each_token=True, tokens=[0, 2])
+    assert found["kl"].sizes == {"pair": 4, "site": 5, "layer": 2, "head": 2, "token": 2}
+    # The last layer's other tokens read no more that reaches the answer.
+    rows = found.sel(layer=1, token=2, site=["q", "z", "pattern"])["normalised_logit_difference"]
+    np.testing.assert_allclose(rows, 0, atol=1e-4)
 
 
-def test_pairs_follow_the_seed(model: Artifact, images: xr.Dataset) -> None:
-    first, again, other = (
-        patch_activations(model, images, Params(seed=seed, **ANY), Job()) for seed in (0, 0, 1)
-    )
-    assert first.identical(again)
-    assert first["clean_image"].values.tolist() != other["clean_image"].values.tolist()
-
-
-def test_progress_reaches_the_end(model: Artifact, images: xr.Dataset) -> None:
+def test_memory_changes_no_cell_and_no_key(
+    model: Artifact, images: xr.Dataset, pairs: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = patched(model, images, pairs, site=["k", "z"], each_token=True)
+    monkeypatch.setattr(patching, "pairs_per_block", lambda *_: 3)
     told: list[tuple[int, int]] = []
-    patch_activations(
-        model, images, Params(**ANY), Job(report=lambda done, total, _: told.append((done, total)))
-    )
-    assert told == [(1, 2), (2, 2)]
+    params = Params(site=["k", "z"], each_token=True, memory_mb=1)
+    job = Job(report=lambda done, total, _: told.append((done, total)))
+    found = patch_activations(model, images, pairs, params, job)
+    xr.testing.assert_allclose(found[list(METRICS)], whole[list(METRICS)], rtol=1e-4, atol=1e-5)
+    assert told[-1] == (8, 8)
+    assert parameters_in_key(params) == parameters_in_key(Params(site=["k", "z"], each_token=True))
 
 
-def test_too_few_pairs(model: Artifact, images: xr.Dataset) -> None:
-    with pytest.raises(StepError, match="n_pairs is 10, but the 18 images give only 9 pairs"):
-        patch_activations(model, images, Params(only_correct=False, n_pairs=10), Job())
+def test_bfloat16_says_so(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    found = patched(model, images, pairs, compute_dtype="bfloat16")
+    assert found.attrs["compute_dtype"] == "bfloat16"
+    exact = patched(model, images, pairs)
+    assert found["logit_difference"].dtype == np.float32
+    # 8 significant bits, at logits of about 1
+    np.testing.assert_allclose(found["logit_difference"], exact["logit_difference"], atol=0.1)
+    assert not found["logit_difference"].equals(exact["logit_difference"])
 
 
-def test_one_image_as_its_own_counterpart(model: Artifact, images: xr.Dataset) -> None:
-    images["pixels"][:] = images["pixels"][0]
-    with pytest.raises(StepError, match="4 of 4 pairs have the same logit difference"):
-        patch_activations(model, images, Params(**ANY), Job())
+def test_a_clip_keeps_its_frames(tmp_path: Path) -> None:
+    config = ToyViTConfig(
+        n_layers=1, d_model=8, n_heads=1, d_mlp=8, patch_size=4, image_size=8, n_channels=1, n_classes=3,
+        n_frames=4, tubelet_size=2,
+    )  # fmt: skip
+    model = model_in(tmp_path, config)
+    still = eighteen_images()
+    clips = xr.concat([still["pixels"], 255 - still["pixels"]] * 2, "frame").to_dataset()
+    clips = clips.transpose("image", "frame", ...).assign_coords(still.coords)
+    pairs = paired(model, clips, pairing="masked_patches", patches=0.5)
+    found = patched(model, clips, pairs, site="resid_post")
+    assert found["patch_frame"].values.tolist() == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
+    by_frame = found["logit_difference"].groupby("patch_frame").mean()
+    assert by_frame.sizes["patch_frame"] == 3
 
 
-def test_other_classes_than_the_models(model: Artifact, images: xr.Dataset) -> None:
-    with pytest.raises(
-        StepError, match=r"classes are \['a', 'b', 'c'\], the model was trained on \['square'"
-    ):
-        patch_activations(
-            model, images.assign_coords(class_name=("class", ["a", "b", "c"])), Params(**ANY), Job()
-        )
-    with pytest.raises(StepError, match="no classes"):
-        patch_activations(model, images.drop_vars("class_name"), Params(**ANY), Job())
+def test_nothing_to_restore_is_nan(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    """A model that answers every image alike."""
+    from prisma_steps.models.loading import model_files
+
+    vit = load_model(model)
+    vit.model.head.weight.zero_()
+    model_files(vit.model)["model.safetensors"](model.folder / "model.safetensors")
+    found = patched(model, images, pairs)
+    assert found["normalised_logit_difference"].isnull().all()
+    np.testing.assert_allclose(found["kl"], 0)
+    assert found["logit_difference"].notnull().all()
+
+
+def test_bad_input_is_refused_before_the_first_forward(
+    model: Artifact, images: xr.Dataset, pairs: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HookedViT, "_run", lambda *_: pytest.fail("a forward pass"))
+
+    def refused(message: str, pairs: xr.Dataset = pairs, images: xr.Dataset = images, **params: Any) -> None:
+        with pytest.raises(StepError, match=message):
+            patched(model, images, pairs, **params)
+
+    itself = pairs.assign_coords(corrupted_image=pairs["clean_image"])
+    refused("pair 0 is of the image .* with itself", itself)
+    circles = pairs.assign_coords(corrupted_class=("pair", ["circle"] * 4))
+    refused("the class 'circle' is none of the model's, which are square, ellipse, heart", circles)
+    refused("which is not among the 2 images", images=images.isel(image=slice(2)))
+    refused("no layer 2 at site .resid_pre.: the model has layers 0 to 1", layers=[2])
+    refused("no token 5: the model has tokens 0 to 4", tokens=[5])
+
+
+def test_a_site_that_the_model_lacks(tmp_path: Path, images: xr.Dataset) -> None:
+    config = ToyViTConfig(
+        n_layers=1, d_model=8, n_heads=1, patch_size=4, image_size=8, n_channels=1, n_classes=3,
+        attention_only=True,
+    )  # fmt: skip
+    model = model_in(tmp_path, config)
+    with pytest.raises(StepError, match="the model has no site 'mlp_out'"):
+        patched(model, images, paired(model, images), site="mlp_out")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"site": "ln_final"}, "ln_final is not patched; sites are resid_pre"),
+        ({"site": []}, "none is not patched"),
+        ({"site": ["z", "z"]}, "each may be named once"),
+        ({"site": ["z", "resid_pre"]}, "resid_pre is patched by token, z by head"),
+        ({"each_token": True}, "each_token is for heads"),
+        ({"site": "z", "tokens": [0]}, "chosen with each_token: true"),
+        ({"layers": []}, "at least one"),
+        ({"tokens": [-1]}, "numbers from 0"),
+    ],
+)
+def test_parameters_that_make_no_sense(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Params(**params)
+
+
+def test_sites_are_those_of_the_kernels() -> None:
+    assert set(step.OF_TOKENS) == set(patching.TOKEN_SITES)
+    assert set(step.OF_HEADS) == set(patching.HEAD_SITES)

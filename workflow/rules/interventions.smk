@@ -1,6 +1,27 @@
 # What happens when activations are changed.
 
 
+rule pair_images:
+    input:
+        missing_inputs,
+    output:
+        done("pair_images"),
+    log:
+        f"{RUN}/pair_images/{{key}}.log",
+    benchmark:
+        f"{RUN}/pair_images/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=60,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
 rule patch_activations:
     input:
         missing_inputs,
