@@ -40,7 +40,7 @@ DIMS: Mapping[str, str] = {
     "head_type": "what a head would do that attends to one relation of patches alone",
     "quantile": "a share of the images in which a latent fires, that fire it as strongly or less",
     "class": "a class",
-    "ablation": "what takes the place of an activation: zero, mean, mean_per_token or resample",
+    "ablation": "what takes the place of an activation, or of all outside of a circuit: zero, mean, …",
     "strength": "how strongly a latent is steered",
     "seed": "a random seed",
     "step": "an optimiser step of a training run",
@@ -49,6 +49,10 @@ DIMS: Mapping[str, str] = {
     "site": "a place in a block where activations are changed",
     "source": "the writing end of an edge",
     "target": "the reading end of an edge",
+    "n_edges": "edges that a circuit was given, before those that lead nowhere are left out",
+    "n_nodes": "latents and error terms that a circuit has",
+    "dictionary": "a dictionary in a model, by the site that it writes",
+    "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
     "point": "one plotted point of a figure",
 }
@@ -167,6 +171,13 @@ def site_key(name: str) -> tuple[str, int | None]:
 
 #: Sites that exist once and not once a layer.
 SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
+
+#: What is measured of a circuit, of its complement and of random circuits.
+_OF_CIRCUITS = {
+    "circuit_metric": "metric",
+    "faithfulness": "faithfulness",
+    "faithfulness_area": "mean faithfulness over the range of sizes",
+}
 
 #: Long name and units of every variable and coordinate that an artifact may hold.
 MEANINGS: Mapping[str, Meaning] = {
@@ -344,6 +355,25 @@ MEANINGS: Mapping[str, Meaning] = {
     "mean_activation_over_tokens": Meaning("mean activation over the steered tokens of all images", "1"),
     "attribution": Meaning("activation × gradient of the logit, summed over tokens, mean over images", "1"),
     "corrupted_pixels": Meaning("intensity of the corrupted image", "1/255"),
+    # circuits
+    "score": Meaning("effect on the metric of the edge's corrupted write", "1"),
+    "in_circuit": Meaning("whether the edge is in the circuit", "1"),
+    "latent_effect": Meaning("effect on the metric of the latent's corrupted value", "1"),
+    "error_effect": Meaning("effect on the metric of the error term's corrupted value", "1"),
+    "latent_in_circuit": Meaning("whether the latent is in the circuit", "1"),
+    "error_in_circuit": Meaning("whether the error term is in the circuit", "1"),
+    "n_edges_kept": Meaning("edges of the circuit", "edge"),
+    "clean_metric": Meaning("metric of the clean run", "1"),
+    "empty_metric": Meaning("metric with all edges ablated", "1"),
+    **{
+        f"{name}{which}": Meaning(f"{text} of {of}", "1")
+        for name, text in _OF_CIRCUITS.items()
+        for which, of in {
+            "": "the circuit",
+            "_complement": "all edges but the circuit",
+            "_random": "a random circuit of as many edges",
+        }.items()
+    },
 }
 
 
@@ -487,6 +517,27 @@ Steering = Kind(
         "clean_probability": ("image", "class"),
         "mean_logit_change": ("latent", "strength", "class"),
         "mean_probability_change": ("latent", "strength", "class"),
+    },
+)
+Circuit = Kind(
+    "circuit",
+    frozenset({"source", "target", "n_edges", "ablation", "control"}),
+    required={
+        "score": ("source", "target"),
+        "in_circuit": ("n_edges", "source", "target"),
+        "faithfulness": ("ablation", "n_edges"),
+        "faithfulness_random": ("ablation", "control", "n_edges"),
+    },
+)
+LatentCircuit = Kind(
+    "latent circuit",
+    frozenset({"dictionary", "latent", "source", "target", "n_nodes", "ablation", "control"}),
+    required={
+        "latent_effect": ("dictionary", "latent"),
+        "error_effect": ("dictionary",),
+        "score": ("source", "target"),
+        "faithfulness": ("ablation", "n_nodes"),
+        "faithfulness_random": ("ablation", "control", "n_nodes"),
     },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))

@@ -35,6 +35,8 @@ class DictionaryShape(Protocol):
     def d_in(self) -> int: ...  # noqa: D102
     @property
     def d_out(self) -> int: ...  # noqa: D102
+    @property
+    def n_latents(self) -> int: ...  # noqa: D102
 
 
 class SparseDictionary(Protocol):

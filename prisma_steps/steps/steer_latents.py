@@ -255,6 +255,13 @@ def _answers(
     return {name: torch.cat(parts, dim=-2).numpy() for name, parts in found.items()}
 
 
+#: A probability is another thing in other steps.
+_STEERED = {
+    "logit": {"long_name": "logit of the steered run"},
+    "probability": {"long_name": "probability in the steered run"},
+}
+
+
 def _labelled(
     answers: dict[str, np.ndarray],
     known: Survey,
@@ -267,7 +274,8 @@ def _labelled(
 
     clean, cells = ("image", "class"), ("latent", "strength", "image", "class")
     data: dict[str, Any] = {
-        name: (clean if name.startswith("clean") else cells, values) for name, values in answers.items()
+        name: (clean, values) if name.startswith("clean") else (cells, values, _STEERED[name])
+        for name, values in answers.items()
     }
     for kind in ("logit", "probability"):
         change = answers[kind].astype("float64") - answers[f"clean_{kind}"]

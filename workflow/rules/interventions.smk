@@ -146,3 +146,45 @@ rule steer_latents:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule trace_circuit:
+    input:
+        missing_inputs,
+    output:
+        done("trace_circuit"),
+    log:
+        f"{RUN}/trace_circuit/{{key}}.log",
+    benchmark:
+        f"{RUN}/trace_circuit/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule trace_latents:
+    input:
+        missing_inputs,
+    output:
+        done("trace_latents"),
+    log:
+        f"{RUN}/trace_latents/{{key}}.log",
+    benchmark:
+        f"{RUN}/trace_latents/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
