@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
+from prisma_steps import schema
 from prisma_steps.axes import Axis
 from prisma_steps.joined import join
 from prisma_steps.step import StepError
@@ -247,7 +248,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     Returns:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
         points (the layers of deeper and shallower models), it is their union and the rest is missing: NaN, or
-        an empty text.
+        an empty text. Places in a model (the layers of dictionaries) that are attributes become coordinates.
     """
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
@@ -260,6 +261,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     coords = _grid_coords(axes, dims)
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
+    parts = _told_apart(parts, taken)
     missing = _missing(parts)
     for axis in reversed(axes):
         size = len(axis)
@@ -295,6 +297,19 @@ def _missing(parts: Sequence[xr.Dataset]) -> dict[Any, Any]:
     """What stands where a part has no value of a variable: NaN, which texts have not, or an empty text."""
     names = {name: variable.dtype.kind for part in parts for name, variable in part.variables.items()}
     return {name: "" if kind in "UOT" else np.nan for name, kind in names.items()}
+
+
+def _told_apart(parts: Sequence[xr.Dataset], taken: Collection[Hashable]) -> list[xr.Dataset]:
+    """The parts with attributes that say where in a model they belong as coordinates, where they differ."""
+    names = {name for part in parts for name in (*part.variables, *part.dims)} | set(taken)
+    differ = [
+        name
+        for name in schema.PLACE
+        if name not in names
+        and all(name in part.attrs for part in parts)
+        and len({part.attrs[name] for part in parts}) > 1
+    ]
+    return [part.assign_coords({name: part.attrs[name] for name in differ}) for part in parts]
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

@@ -169,6 +169,9 @@ def site_key(name: str) -> tuple[str, int | None]:
     return TRANSFORMER_LENS_SITES.get(inner, inner if layer is None else name), layer
 
 
+#: Attributes that say where in a model a dictionary belongs.
+PLACE = ("site", "layer", "target_site")
+
 #: Sites that exist once and not once a layer.
 SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
 

@@ -134,9 +134,8 @@ def circuit_of_model(
     )
     found = scores.cpu().double().numpy()
     chosen = _choose(graph, found, params)
-    return label(
-        _labelled(graph, found, chosen, _run(vit, tensors, graph, chosen, batch_size, params, job), params)
-    )
+    runs = _run(vit, tensors, graph, chosen, batch_size, params, job)
+    return label(_labelled(graph, found, chosen, runs, params).assign_attrs(n_pairs=len(tensors)))
 
 
 def _sizes(params: Params) -> list[int]:

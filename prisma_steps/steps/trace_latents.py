@@ -139,7 +139,7 @@ def circuit_of_latents(
         **_circuits(vit, placed, tensors, effects, params, batch_size, job),
     }
     coords = _coords(placed, chosen, params)
-    return label(xr.Dataset(variables, coords, {"metric": params.metric}))
+    return label(xr.Dataset(variables, coords, {"metric": params.metric, "n_pairs": len(tensors)}))
 
 
 def _check_sizes(placed: Sequence[Placed], sizes: Sequence[int]) -> None:

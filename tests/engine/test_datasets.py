@@ -475,3 +475,16 @@ def test_the_description_for_the_manifest() -> None:
     assert found["dims"] == {"image": 2, "layer": 2, "token": 3, "class": 2}
     assert found["coords"]["label"] == ["image"]
     assert found["variables"]["resid_post"] == {"dims": ["image", "layer", "token"], "dtype": "float32"}
+
+
+def test_places_that_are_attributes_stay_known_when_gathered() -> None:
+    """The axis of a renamed grid over layers has indices alone, and attributes that differ are dropped."""
+    parts = [
+        xr.Dataset({"W_dec": ("latent", [1.0])}, attrs={"site": "resid_post", "layer": layer, "k": 8})
+        for layer in (2, 5)
+    ]
+    found = combine(parts, [Axis("depth", {"depth": (2, 5)})])
+    assert found["layer"].dims == ("depth",) and found["layer"].values.tolist() == [2, 5]
+    assert found.attrs == {"site": "resid_post", "k": 8}
+    named = combine(parts, [Axis("depth", {"layer": (2, 5), "k": (8, 8)})])
+    assert set(named.coords) == {"depth", "layer", "k"}

@@ -185,7 +185,7 @@ class TestRefusedBeforeTheFirstRun:
         self, random_vit: Artifact, images: xr.Dataset, pairs: xr.Dataset
     ) -> None:
         pairs["clean_class"] = ("pair", ["grey"] * N_PAIRS)
-        with pytest.raises(StepError, match="the class 'grey', which the model does not"):
+        with pytest.raises(StepError, match="the class 'grey' is none of the model's"):
             trace_circuit(random_vit, images, pairs, Params(circuit_sizes=[3]), Job())
 
     def test_resampling_of_a_single_pair(

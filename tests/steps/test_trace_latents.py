@@ -77,7 +77,7 @@ def stored(layer: int) -> xr.Dataset:
 def gathered(*dictionaries: xr.Dataset) -> xr.Dataset:
     """As a slot that gathers a grid over layers receives them."""
     layers = tuple(data.attrs["layer"] for data in dictionaries)
-    return combine(dictionaries, [Axis("layer", {"layer": layers})])
+    return combine(dictionaries, [Axis("depth", {"depth": layers})])
 
 
 def test_gathered_dictionaries_are_those_in_memory(
