@@ -141,7 +141,7 @@ def nnsight() -> Sweep:
 def ours(dtype: Any) -> Sweep:
     """The kernel of the step ``patch_activations``."""
     from prisma_steps.analysis import patching
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
     from prisma_steps.models.hooked import HookedViT
 
     model = HookedViT(random_model("CLIP-B/32").requires_grad_(False)).for_inference(dtype)

@@ -392,6 +392,7 @@ Patching = Kind(
             for cells in (("token",), ("head",), ("head", "token"))
         ]
     },
+    seldom=frozenset({"site"}),
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
 

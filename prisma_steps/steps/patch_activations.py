@@ -113,7 +113,7 @@ def patch_activations(
             class that it does not have, pairs of other images, or of an image with itself.
     """
     from prisma_steps.data.pairs import check_pairs, classes_of
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
     from prisma_steps.models.loading import load_model
 
     vit = load_model(model, job.device)
