@@ -474,6 +474,7 @@ Patching = Kind(
             for cells in (("token",), ("head",), ("head", "token"))
         ]
     },
+    seldom=frozenset({"site"}),
 )
 Lens = Kind(
     "lens",

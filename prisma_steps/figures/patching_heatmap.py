@@ -183,6 +183,7 @@ def _draw_heads(panel: Axes, cells: xr.DataArray, norm: Normalize) -> None:
     extent = (heads[0] - 0.5, heads[-1] + 0.5, layers[-1] + 0.5, layers[0] - 0.5)
     panel.imshow(cells.values, extent=extent, norm=norm, cmap="RdBu_r", origin="upper")
     panel.set(xlabel="Head", ylabel="Layer")
+    panel.grid(visible=False)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
 
