@@ -55,9 +55,10 @@ def head_types(attention: xr.Dataset, params: Params) -> Plot:
 def _draw(panel: Axes, scores: xr.Dataset, name: str, strongest: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    values = scores["head_score"].transpose("layer", "head")
+    values, uniform = scores["head_score"], float(scores["uniform_head_score"])
+    values = values.transpose("layer", "head")
     panel.imshow(values.values, cmap="Blues", vmin=0, vmax=strongest, aspect="auto")
-    panel.set_title(f"{name.replace('_', ' ')} ({float(scores['uniform_head_score']):.2f})")
+    panel.set_title(f"{name.replace('_', ' ')} ({uniform:.2g})")
     for axis, dim in ((panel.xaxis, "head"), (panel.yaxis, "layer")):
         axis.set_major_locator(MaxNLocator(4, integer=True))
         axis.set_label_text(dim.capitalize())

@@ -30,8 +30,13 @@ from prisma_steps.schema import Quality
 from prisma_steps.step import Job, Output, StepError, gather, load_step
 
 FIGURES = [
+    "attention_by_layer",
     "attention_maps",
+    "attribution_bars",
+    "head_types",
     "latents_vs_neurons",
+    "lens_heatmap",
+    "lens_maps",
     "patching_heatmap",
     "sae_l0_by_layer",
     "sae_pareto",
