@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.extract import ROOT, nnsight_python
+from benchmarks.environments import python_with
+from benchmarks.extract import NNSIGHT
 from benchmarks.patching_rows import ROWS, SWEEPS
+from benchmarks.rows import Row
 from benchmarks.timing import report_speed
 
 #: How many times as fast as naive hooks float32 and bfloat16 must be.
@@ -38,9 +39,12 @@ def _sweep(name: str) -> bool:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pythons = {row: Path(sys.executable) for row in ROWS if row != "nnsight"}
-        if python := nnsight_python():
+        if python := python_with(NNSIGHT):
             pythons["nnsight"] = python
-        rows = {row: stack.enter_context(_Row(row, name, python)) for row, python in pythons.items()}
+        rows = {
+            row: stack.enter_context(Row("patching_rows", row, name, python=python))
+            for row, python in pythons.items()
+        }
         times = _mean_seconds(rows, folder)
         effects = {row: np.load(folder / f"{row}.npy") for row in rows}
     report_speed(f"{name}: nnsight / naive", times.get("nnsight", float("nan")), times["naive"], None)
@@ -51,13 +55,13 @@ def _sweep(name: str) -> bool:
     return all([*passed, *(_near(name, row, effects) for row in PRECISION)])
 
 
-def _mean_seconds(rows: Mapping[str, _Row], folder: Path) -> dict[str, float]:
+def _mean_seconds(rows: Mapping[str, Row], folder: Path) -> dict[str, float]:
     """Means over rounds in which all take turns. Each row went through a cell of every layer before."""
     times = dict.fromkeys(rows, 0.0)
     for _ in range(ROUNDS):
         for name, row in rows.items():
             began = time.perf_counter()
-            row.run(folder / f"{name}.npy")
+            row.ask(str(folder / f"{name}.npy"))
             times[name] += (time.perf_counter() - began) / ROUNDS
     return times
 
@@ -71,35 +75,3 @@ def _near(name: str, row: str, effects: Mapping[str, np.ndarray]) -> bool:
     verdict = "ok" if error <= PRECISION[row] else "TOO FAR"
     print(f"{name}: {row} is off by {error:.1e} {what}  (limit {PRECISION[row]:g})  {verdict}", flush=True)
     return bool(error <= PRECISION[row])
-
-
-class _Row:
-    """A process that serves a row of ``benchmarks.patching_rows``."""
-
-    def __init__(self, row: str, sweep: str, python: Path) -> None:
-        """Start it, and wait until it has gone through one cell of every layer."""
-        words = [str(python), "-m", "benchmarks.patching_rows", row, sweep]
-        self._name = row
-        self._process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._wait()
-
-    def __enter__(self) -> _Row:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def run(self, file: Path) -> None:
-        """Go through the sweep, and leave the effects in ``file``."""
-        assert self._process.stdin is not None
-        print(file, file=self._process.stdin, flush=True)
-        self._wait()
-
-    def _wait(self) -> None:
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            raise RuntimeError(f"the row {self._name!r} of benchmarks.patching_rows ended early: see above")
