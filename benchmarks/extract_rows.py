@@ -102,11 +102,14 @@ def extraction(
 
     from prisma_steps.datasets import write_blocks
     from prisma_steps.models.loading import model_files
+    from prisma_steps.models.preprocessing import plain_preprocessing, preprocessing_files
     from prisma_steps.step import Artifact, Job
     from prisma_steps.steps.extract_activations import Params, extract_activations
 
     folder = Path(tempfile.mkdtemp())
-    for name, write in model_files(random_model(shape)).items():
+    as_they_are = plain_preprocessing((224, 224), [0, 0, 0], [1, 1, 1])
+    files = {**model_files(random_model(shape)), **preprocessing_files(as_they_are)}
+    for name, write in files.items():
         write(folder / name)
     model, job = Artifact(xr.Dataset(), folder), Job(folder, threads=torch.get_num_threads())
     params = Params(sites=[site], layers=list(layers), compute_dtype=dtype, batch_size=BATCH)

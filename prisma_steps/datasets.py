@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec
 from prisma_steps import schema
 from prisma_steps.axes import Axis
 from prisma_steps.joined import join
+from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,7 +256,9 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
         parts = [join(parts[start : start + len(last)], dim) for start in starts]
     if not axes:
         return parts[0]
-    coords = _grid_coords(axes, {str(dim) for part in parts for dim in part.dims})
+    dims = {str(dim) for part in parts for dim in part.dims}
+    _check_axes(axes, dims)
+    coords = _grid_coords(axes, dims)
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
     parts = _told_apart(parts, taken)
@@ -290,6 +293,15 @@ def _told_apart(parts: Sequence[xr.Dataset], taken: Collection[Hashable]) -> lis
         and len({part.attrs[name] for part in parts}) > 1
     ]
     return [part.assign_coords({name: part.attrs[name] for name in differ}) for part in parts]
+
+
+def _check_axes(axes: Sequence[Axis], dims: set[str]) -> None:
+    for axis in axes:
+        if axis.name in dims:
+            raise StepError(
+                f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise "
+                f"where it is made (axis: {axis.name}_value)"
+            )
 
 
 def _grid_coords(axes: Sequence[Axis], dims: set[str]) -> dict[str, tuple[str, list[Any]]]:

@@ -178,7 +178,7 @@ def _check_names(axes: dict[str, Axis], node: Node, source: Source) -> None:
     own = {axis.name for axis in node.own_axes}
     holders: dict[str, str] = {}
     for axis in list(axes.values()):
-        if axis.name in node.step.output.dims:
+        if axis.name in node.step.output.dims - node.step.output.seldom:
             which = "" if axis.name in own else ", inherited from an input,"
             what = f"the axis {axis.name!r}{which} is also a dimension of {node.step.output.name}"
             hint = f"name it otherwise where it is made: axis: {axis.name}_value"

@@ -269,6 +269,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "sparsity_setting": Meaning("setting that makes the dictionary sparse", "1"),
     "basis": Meaning("what is active: latents or neurons", "1"),
     "target_site": Meaning("site that the dictionary writes", "1"),
+    "target_layer": Meaning("layer of the site that a transcoder writes", "1"),
     "mean_activation": Meaning("mean activation where a latent fires", "1"),
     "max_activation": Meaning("highest activation", "1"),
     "latent_state": Meaning("dead, alive or dense", "1"),
@@ -340,6 +341,8 @@ class Kind:
         dims: every dimension that an artifact of this kind may have.
         required: variables that must be there, with their dims.
         otherwise: dims that a required variable may have instead.
+        seldom: those of ``dims`` that only some artifacts of the kind have (the layers of a crosscoder). They
+            may be axes of a grid of the others.
         files: files that must lie beside the data. A slot of such a kind receives an ``Artifact``
             (data and files) instead of a Dataset.
     """
@@ -349,6 +352,7 @@ class Kind:
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     otherwise: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+    seldom: frozenset[str] = frozenset()
 
     def __hash__(self) -> int:
         """Kinds are told apart by their names."""
@@ -377,12 +381,14 @@ Dictionary = Kind(
         "W_dec": [("latent", "layer", "d_model"), ("latent", "d_target")],
         "b_dec": [("layer", "d_model"), ("d_target",)],
     },
+    seldom=frozenset({"layer"}),
 )
 Quality = Kind(
     "quality",
     frozenset({"layer", "token_kind", "latent"}),
     required={"l0": ("token_kind",), "fvu": ("token_kind",)},
     otherwise={"fvu": [("layer", "token_kind")]},  # crosscoders
+    seldom=frozenset({"layer"}),
 )
 Codes = Kind(
     "codes",

@@ -13,7 +13,7 @@ from prisma_steps.step import StepError, gather
 if TYPE_CHECKING:
     import xarray as xr
 
-NEURONS = {"color": "0.35", "linestyle": (0, (2, 1.5)), "marker": "x"}
+NEURONS = {"color": "0.35", "linestyle": (0, (2, 1.5)), "marker": "x", "label": "neurons"}
 
 
 class Params(TradeoffParams):
@@ -42,15 +42,7 @@ def latents_vs_neurons(latents: xr.Dataset, neurons: xr.Dataset, params: Params)
     of_neurons = frame(baseline)
     for panel in axes[0]:
         draw_line(panel, of_neurons, NEURONS, params.y)
-        last = of_neurons.sort_values("l0").iloc[-1]
-        panel.annotate(
-            "neurons",
-            (last["l0"], last[params.y]),
-            xytext=(-2, 4),
-            textcoords="offset points",
-            ha="right",
-            color=NEURONS["color"],
-        )
+    axes[0, 0].legend()
     numbers = pd.concat(
         [points.assign(basis="latents"), of_neurons.assign(basis="neurons")], ignore_index=True
     )

@@ -60,6 +60,8 @@ def sae_l0_by_layer(quality: xr.Dataset, params: Params) -> Plot:
 
 def _by_layer(l0: xr.Dataset) -> xr.Dataset:
     """The data with ``layer`` as a dim, also where the grid axis that sets the layer has another name."""
+    if "layer" not in l0.coords:
+        raise StepError("sae_l0_by_layer: a crosscoder has one L0 for all its layers, and none of each.")
     dims = l0["layer"].dims
     if len(dims) != 1:
         raise StepError(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prisma_steps.models.fast_inference import ComputeDtype
+from prisma_steps.precision import ComputeDtype
 from prisma_steps.sae.autoencoder import Autoencoder, Objective
 
 

@@ -1,4 +1,4 @@
-"""Compiled loops over latents of a batch, for training on a CPU.
+"""Compiled loops over all latents of a batch, for training on a CPU.
 
 Each computes items ``first`` to ``last`` of its output, see ``prisma_steps.sae.threads``. Arrays are float32,
 or bfloat16 as uint16; sums are in float32.
@@ -18,10 +18,8 @@ kernel = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "ns
 
 #: Latents whose sums stay in the first-level cache.
 _TILE = 1024
-#: Rows and columns that are transposed at a time.
-_SIDE = 32
-#: Latents whose largest is looked at before they are.
-_BLOCK = 32
+#: Rows of a transposed matrix that are made at a time, and their columns.
+_HEIGHT, _WIDTH = 256, 64
 
 
 def widened(stored: Any) -> float:
@@ -52,9 +50,6 @@ def _narrowed(value, array):  # noqa: ARG001
         return np.uint16(np.uint32(bits + up) >> 16) if value == value else np.uint16(0x7FC0)
 
     return to_bfloat16
-
-
-# --- dense
 
 
 @kernel
@@ -106,7 +101,8 @@ def mask(first, last, latents, gradient, penalty, firings, sums, gradient_sums):
 
 
 @kernel
-def _add_row(weight, row, sums):
+def add_row(weight, row, sums):
+    """``sums`` + ``weight`` · ``row``."""
     for i in range(len(row)):
         sums[i] += weight * widened(row[i])
 
@@ -116,175 +112,21 @@ def column_sums(first, last, weights, values, sums):
     """Of columns: Σ_row ``weights[row]`` · ``values[row, column]``."""
     sums[first:last] = 0
     for row in range(values.shape[0]):
-        _add_row(weights[row], values[row, first:last], sums[first:last])
+        add_row(weights[row], values[row, first:last], sums[first:last])
 
 
 @kernel
 def transpose(first, last, source, target):
-    """Of rows of ``target``: columns of ``source``, by way of squares in the first-level cache."""
-    square = np.empty((_SIDE, _SIDE), source.dtype)
-    for row in range(first, last, _SIDE):
-        height = min(_SIDE, last - row)
-        for column in range(0, source.shape[0], _SIDE):
-            width = min(_SIDE, source.shape[0] - column)
+    """Of rows of ``target``: columns of ``source``, by way of tiles in the first-level cache."""
+    # One more than needed: of columns a power of 2 apart the cache holds few.
+    tile = np.empty((_WIDTH, _HEIGHT + 1), source.dtype)
+    for row in range(first, last, _HEIGHT):
+        height = min(_HEIGHT, last - row)
+        for column in range(0, source.shape[0], _WIDTH):
+            width = min(_WIDTH, source.shape[0] - column)
             for j in range(width):
-                square[j, :height] = source[column + j, row : row + height]
+                tile[j, :height] = source[column + j, row : row + height]
             for i in range(height):
                 line = target[row + i, column : column + width]
-                for j in range(width):
-                    line[j] = square[j, i]
-
-
-# --- sparse
-
-
-@kernel
-def _kth_largest(values, k, heap):
-    """The ``k``-th largest of non-negative ``values``, or 0 if they are fewer; ``heap`` holds ``k``."""
-    heap[:k] = 0
-    for value in values:
-        if value <= heap[0]:
-            continue
-        hole = 0
-        while True:
-            child = 2 * hole + 1
-            if child >= k:
-                break
-            if child + 1 < k and heap[child + 1] < heap[child]:
-                child += 1
-            if heap[child] >= value:
-                break
-            heap[hole] = heap[child]
-            hole = child
-        heap[hole] = value
-    return heap[0]
-
-
-@kernel
-def _block_maxima(row, maxima):
-    whole = len(row) // _BLOCK
-    for block in range(whole):
-        values = row[block * _BLOCK : (block + 1) * _BLOCK]
-        largest = values[0]
-        for i in range(1, _BLOCK):
-            largest = values[i] if values[i] > largest else largest
-        maxima[block] = largest
-    for block in range(whole, len(maxima)):
-        maxima[block] = row[whole * _BLOCK :].max()
-
-
-@kernel
-def select(first, last, bits, latents, k, stops, indices, values):
-    """Of tokens: the ``k`` largest of ``latents`` that are positive; of equals those with the lower index.
-
-    Of blocks' largest, the k-th largest is a bound from below: few blocks hold anything above it.
-
-    Args:
-        first: first token.
-        last: the token after the last one.
-        bits: ``latents`` as signed integers, which order positive numbers as floats do.
-        latents: non-negative.
-        k: how many a token.
-        stops: becomes where a token's latents end; they begin at token · ``k``.
-        indices: becomes which they are, in rising order.
-        values: becomes how large they are.
-    """
-    n_latents = bits.shape[1]
-    maxima = np.empty((n_latents + _BLOCK - 1) // _BLOCK, bits.dtype)
-    heap = np.empty(k, bits.dtype)
-    candidates = np.empty(n_latents, bits.dtype)
-    for token in range(first, last):
-        row = bits[token]
-        _block_maxima(row, maxima)
-        bound = max(_kth_largest(maxima, k, heap), 1)
-        n = 0
-        for block in range(len(maxima)):
-            if maxima[block] >= bound:
-                for i in range(block * _BLOCK, min((block + 1) * _BLOCK, n_latents)):
-                    if row[i] >= bound:
-                        candidates[n] = row[i]
-                        n += 1
-        smallest = max(_kth_largest(candidates[:n], k, heap), 1)
-        equals = 0
-        for value in heap:
-            equals += value == smallest
-        slot = token * k
-        for block in range(len(maxima)):
-            if maxima[block] >= smallest:
-                for i in range(block * _BLOCK, min((block + 1) * _BLOCK, n_latents)):
-                    if row[i] > smallest or (row[i] == smallest and equals > 0):
-                        equals -= row[i] == smallest
-                        indices[slot] = i
-                        values[slot] = widened(latents[token, i])
-                        slot += 1
-        stops[token] = slot
-
-
-@kernel
-def decode(
-    first, last, starts, stops, indices, values, decoder, b_dec, y, scale, penalty, gradient, errors, slopes
-):
-    """Of tokens: what ``residuals`` gives of their sparse latents, and ``slopes`` = ∂loss/∂latent.
-
-    A token's decoder rows are read twice while they are in the cache.
-    """
-    error = np.empty(y.shape[1], np.float32)
-    for token in range(first, last):
-        error[:] = b_dec - y[token]
-        for slot in range(starts[token], stops[token]):
-            _add_row(values[slot], decoder[indices[slot]], error)
-        total, row = np.float32(0), gradient[token]
-        for i in range(len(error)):
-            total += error[i] * error[i]
-            row[i] = narrowed(scale * error[i], row)
-        errors[token] = total
-        for slot in range(starts[token], stops[token]):
-            slopes[slot] = scale * _dot(error, decoder[indices[slot]]) + penalty
-
-
-@kernel
-def _dot(left, right):
-    total = np.float32(0)
-    for i in range(len(left)):
-        total += left[i] * widened(right[i])
-    return total
-
-
-@kernel
-def group(starts, stops, indices, offsets, slots, tokens):
-    """``slots`` and ``tokens`` in the order of latents, and of tokens within one.
-
-    Those of latent j begin at ``offsets[j]`` and end at the next.
-    """
-    offsets[:] = 0
-    for token in range(len(starts)):
-        for slot in range(starts[token], stops[token]):
-            offsets[indices[slot] + 1] += 1
-    for latent in range(len(offsets) - 1):
-        offsets[latent + 1] += offsets[latent]
-    free = offsets.copy()
-    for token in range(len(starts)):
-        for slot in range(starts[token], stops[token]):
-            place = free[indices[slot]]
-            slots[place] = slot
-            tokens[place] = token
-            free[indices[slot]] = place + 1
-
-
-@kernel
-def outer_sums(first, last, offsets, slots, tokens, weights, rows, sums):
-    """Of latents: Σ_token weight · row of the token, a latent's tokens as ``group`` has them."""
-    for latent in range(first, last):
-        sums[latent] = 0
-        for place in range(offsets[latent], offsets[latent + 1]):
-            _add_row(weights[slots[place]], rows[tokens[place]], sums[latent])
-
-
-@kernel
-def sums_by_latent(first, last, offsets, slots, weights, sums):
-    """Of latents: Σ_token weight."""
-    for latent in range(first, last):
-        total = np.float32(0)
-        for place in range(offsets[latent], offsets[latent + 1]):
-            total += weights[slots[place]]
-        sums[latent] = total
+                for j in range(len(line)):
+                    line[j] = tile[j, i]

@@ -12,7 +12,7 @@ import xarray as xr
 SiteKey: TypeAlias = tuple[str, int | None]
 
 #: Attributes of a dictionary that tell one of a grid from another.
-_TOLD_BY = ("site", "layer", "target_site", "architecture", "sparsity_setting")
+_TOLD_BY = ("site", "layer", "target_site", "target_layer", "architecture", "sparsity_setting")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def place_of(sae: xr.Dataset, sites: Mapping[str, bool]) -> Place:
     layers = layers_of(sae)
     reads = _keys(sae.attrs["site"], layers, sites)
     transcodes = sae.attrs["kind"] == "transcoder"
-    writes = _keys(sae.attrs["target_site"], layers, sites) if transcodes else reads
+    written = [sae.attrs.get("target_layer", layers[0])]  # the layer that is read, unless another is named
+    writes = _keys(sae.attrs["target_site"], written, sites) if transcodes else reads
     return Place(reads, writes, sae.attrs["tokens"])
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import xarray as xr
 
-from prisma_steps.models.sites import SiteKey
 from prisma_steps.models.splicing import Splice
 from prisma_steps.sae.labelled import load_dictionary
+from prisma_steps.sae.place import place_of
+from prisma_steps.schema import SITES_WITHOUT_LAYER
 
 
 def as_splice(data: xr.Dataset, device: str = "cpu") -> Splice:
@@ -16,8 +15,5 @@ def as_splice(data: xr.Dataset, device: str = "cpu") -> Splice:
 
     Of a crosscoder the place is that of its first layer.
     """
-    attrs: dict[str, Any] = data.attrs
-    layer = int(data["layer"][0]) if "layer" in data.coords else attrs.get("layer")
-    reads: SiteKey = (attrs["site"], layer)
-    writes = (attrs["target_site"], attrs.get("target_layer", layer)) if "target_site" in attrs else reads
-    return Splice(load_dictionary(data, device), reads, writes, attrs.get("tokens", "all"))
+    place = place_of(data, dict.fromkeys(SITES_WITHOUT_LAYER, False))
+    return Splice(load_dictionary(data, device), place.reads[0], place.writes[0], place.tokens)

@@ -16,7 +16,7 @@ from dask.base import compute
 from dask.delayed import delayed
 from jaxtyping import Float, Int
 
-from prisma_steps.sae.codes import ENTRY_BYTES, VARIABLES, entries_of
+from prisma_steps.sae.codes import ENTRY_BYTES, VARIABLES
 
 #: Images and their scores that are sorted at once, of one latent at least; 16 bytes each, and as much again
 #: twice over while they are sorted.
@@ -57,26 +57,25 @@ class Codes:
 
     def scores(self, latents: Int[np.ndarray, " wanted"]) -> Int[np.ndarray, " score"]:
         """Every image in which one of ``latents`` fires, with its score: records, by latent and rank."""
-        wanted = None if len(latents) == self.n_latents else latents
-        found = self._on_blocks(image_scores, [(int(start), wanted) for start in self._starts])
-        scores = np.concatenate(found)
-        return scores[np.lexsort((scores["image"], -scores["score"], scores["latent"]))]
+        asked = [(int(start), self.n_latents, latents) for start in self._starts]
+        scores = np.concatenate(self._on_blocks(image_scores, asked))
+        # Images rise already, and this keeps the order of what is equal.
+        return scores[np.lexsort((-scores["score"], scores["latent"]))]
 
     def heat_maps(
         self, latents: Int[np.ndarray, " pair"], images: Int[np.ndarray, " pair"]
     ) -> Float[np.ndarray, "pair token"]:
         """Activation by token of a latent in an image, for each of these pairs."""
-        maps = np.zeros((len(latents), self.n_tokens), np.float32)
-        of_block = np.searchsorted(self._starts, images, side="right") - 1
-        blocks = np.unique(of_block)
-        pairs = [np.flatnonzero(of_block == block) for block in blocks]
+        once, places = np.unique(images * self.n_latents + latents, return_inverse=True)
+        image, latent = np.divmod(once, self.n_latents)
+        of_block = np.searchsorted(self._starts, image, side="right") - 1
+        blocks, firsts = np.unique(of_block, return_index=True)
         asked = [
-            (self.n_tokens, latents[here], images[here] - self._starts[block])
-            for block, here in zip(blocks, pairs, strict=True)
+            (self.n_tokens, self.n_latents, latent[here], image[here] - self._starts[block])
+            for block, here in zip(blocks, _slices(firsts, len(once)), strict=True)
         ]
-        for here, found in zip(pairs, self._on_blocks(_heat_maps, asked, blocks), strict=True):
-            maps[here] = found
-        return maps
+        found = self._on_blocks(_heat_maps, asked, blocks)
+        return np.concatenate([np.zeros((0, self.n_tokens), np.float32), *found])[places]
 
     def _on_blocks(
         self,
@@ -94,39 +93,46 @@ class Codes:
         return list(compute(*tasks))
 
 
+def _slices(firsts: Int[np.ndarray, " group"], total: int) -> list[slice]:
+    """Consecutive groups, by where each begins."""
+    return [slice(*ends) for ends in zip(firsts, [*firsts, total][1:], strict=True)]
+
+
 def image_scores(
-    entry_token: Int[np.ndarray, "image slot"],
+    entry_token: Int[np.ndarray, "image slot"],  # noqa: ARG001
     entry_latent: Int[np.ndarray, "image slot"],
     activation: Float[np.ndarray, "image slot"],
-    first: int = 0,
-    wanted: Int[np.ndarray, " wanted"] | None = None,
+    first: int,
+    n_latents: int,
+    wanted: Int[np.ndarray, " wanted"],
 ) -> Int[np.ndarray, " score"]:
-    """Every latent (of ``wanted``; None = all) and image in which it fires, with its highest activation.
+    """Every one of the latents ``wanted`` and image in which it fires, with its highest activation there.
 
     Args:
         entry_token: of a block of codes.
         entry_latent: as well.
         activation: as well.
         first: number of the block's first image.
-        wanted: latents.
+        n_latents: of the dictionary.
+        wanted: numbers of latents.
     """
-    entries = entries_of(entry_token, entry_latent, activation, wanted)
-    order = np.lexsort((entries.image, entries.latent))
-    latent, image = entries.latent[order], entries.image[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(latent) != 0) | (np.diff(image) != 0)
-    starts = np.flatnonzero(new)
-    scores = np.empty(len(starts), _SCORE)
-    scores["latent"], scores["image"] = latent[starts], image[starts] + first
-    if len(starts):
-        scores["score"] = np.maximum.reduceat(entries.activation[order], starts)
-    return scores
+    found = [np.empty(0, _SCORE)]
+    for image, (latent, values) in enumerate(zip(entry_latent, activation, strict=True), first):
+        # An image at a time: a dense row of latents is quicker than sorting all that fires.
+        highest = np.zeros(n_latents, np.float32)
+        there = latent >= 0
+        np.maximum.at(highest, latent[there], values[there])
+        fires = wanted[highest[wanted] > 0]
+        scores = np.empty(len(fires), _SCORE)
+        scores["latent"], scores["image"], scores["score"] = fires, image, highest[fires]
+        found.append(scores)
+    return np.concatenate(found)
 
 
 def _count_images(
     entry_token: np.ndarray, entry_latent: np.ndarray, activation: np.ndarray, n_latents: int
 ) -> Int[np.ndarray, "1 latent"]:
-    scores = image_scores(entry_token, entry_latent, activation)
+    scores = image_scores(entry_token, entry_latent, activation, 0, n_latents, np.arange(n_latents))
     return np.bincount(scores["latent"], minlength=n_latents)[None]
 
 
@@ -135,19 +141,23 @@ def _heat_maps(
     entry_latent: np.ndarray,
     activation: np.ndarray,
     n_tokens: int,
+    n_latents: int,
     latents: Int[np.ndarray, " pair"],
     images: Int[np.ndarray, " pair"],
 ) -> Float[np.ndarray, "pair token"]:
-    """Activation by token of each latent in the image of the block that goes with it."""
-    entries = entries_of(entry_token, entry_latent, activation, np.unique(latents))
-    width = int(latents.max()) + 1
-    asked, places = np.unique(images * width + latents, return_inverse=True)
-    found = entries.image * width + entries.latent
-    row = np.searchsorted(asked, found)
-    here = (row < len(asked)) & (asked[np.minimum(row, len(asked) - 1)] == found)
-    maps = np.zeros((len(asked), n_tokens), np.float32)
-    maps[row[here], entries.token[here]] = entries.activation[here]
-    return maps[places]
+    """Activation by token of each latent in the image of the block that goes with it; no pair comes twice."""
+    maps = np.zeros((len(latents), n_tokens), np.float32)
+    by_image = np.argsort(images, kind="stable")
+    ends = np.searchsorted(images[by_image], np.arange(len(entry_latent)), side="right")
+    for image, pairs in enumerate(np.split(by_image, ends[:-1])):
+        if len(pairs):
+            # The last place is that of padding.
+            row = np.full(n_latents + 1, -1)
+            row[latents[pairs]] = pairs
+            of_entry = row[entry_latent[image]]
+            here = of_entry >= 0
+            maps[of_entry[here], entry_token[image][here]] = activation[image][here]
+    return maps
 
 
 def groups(

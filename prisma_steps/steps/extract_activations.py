@@ -70,7 +70,7 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
     """
     import xarray as xr
 
-    from prisma_steps.models.fast_inference import reused_memory
+    from prisma_steps.memory import reused_memory
     from prisma_steps.models.loading import load_model
 
     vit = load_model(model, job.device).for_inference(params.compute_dtype)

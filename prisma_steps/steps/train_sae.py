@@ -132,6 +132,7 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
 
     Members are trained one after the other on each batch, so that each is what it is when trained alone.
     """
+    from prisma_steps.memory import reused_memory
     from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.initialisation import SAMPLE_TOKENS
     from prisma_steps.sae.stored import StoredTokens
@@ -154,7 +155,8 @@ def train_together(activations: xr.Dataset, members: Sequence[Member[Params]]) -
         buffers = Buffers()
         runs = [_start(sample, member, variables, stream.n_batches, device, buffers) for member in members]
         del sample
-        failed = _run(runs, members, stream, device)
+        with reused_memory():
+            failed = _run(runs, members, stream, device)
     trained_on = {**place, "tokens": only_kind(variables[0], shared.tokens)}
     for run, problem in zip(runs, failed, strict=True):
         yield _result(run, trained_on) if problem is None else problem

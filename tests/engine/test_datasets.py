@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from prisma_steps import datasets
 from prisma_steps.axes import Axis
 from prisma_steps.datasets import combine, describe, layout, open_dataset, open_lazily, write, write_blocks
-from prisma_steps.step import Blocks
+from prisma_steps.step import Blocks, StepError
 from prisma_steps.store import content_digest
 
 DIMS = ("image", "layer", "token", "d_model")
@@ -426,6 +426,12 @@ def test_a_parameter_named_as_a_dimension_of_the_data_stays_apart_from_it() -> N
     assert cube.sizes == {"size": 2, "d_model": 2}
     assert cube["size_d_model"].values.tolist() == [2, 2]
     assert "d_model" not in cube.coords
+
+
+def test_an_axis_that_the_data_have_as_a_dimension_is_refused() -> None:
+    parts = [xr.Dataset({"norm_factor": ("layer", [1.0, 2.0])}) for _ in range(2)]
+    with pytest.raises(StepError, match="the axis 'layer' of the grid is also a dimension of its data"):
+        combine(parts, [Axis("layer", {"layer": ("0, 1", "2, 3")})])
 
 
 def test_layers_that_a_shallower_model_lacks_are_missing() -> None:

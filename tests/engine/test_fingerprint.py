@@ -124,7 +124,7 @@ def test_marks_of_every_step_name_parameters_and_choices(step) -> None:
     fields = step.params.model_fields
     for name, info in fields.items():
         marks = info.json_schema_extra or {}
-        assert marks.keys() <= {"as_before", "not_in_key", "only_for", "no_grid"}, name
+        assert marks.keys() <= {"as_before", "not_in_key", "only_for", "no_grid", "may_differ"}, name
         for other in marks.get("only_for", {}):
             assert other in fields, f"{name} is only for {other}, which is no parameter"
 

@@ -42,7 +42,7 @@ def test_neurons_are_one_line_beside_those_of_the_dictionaries(latents, neurons,
     assert lines[-1].get_color() == NEURONS["color"]
     np.testing.assert_allclose(lines[-1].get_xdata(orig=False), l0)
     np.testing.assert_allclose(lines[-1].get_ydata(orig=False), y)
-    assert [text.get_text() for text in panel.texts] == ["neurons"]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["neurons"]
 
 
 def test_every_panel_has_them(quality, neurons) -> None:

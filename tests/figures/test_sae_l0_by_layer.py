@@ -54,3 +54,15 @@ def test_bad_data(by_layer: xr.Dataset) -> None:
     with pytest.raises(StepError, match="y_scale: linear"):
         draw(silent, Params())
     assert draw(silent, Params(y_scale="linear")).figure.axes[0].get_yscale() == "linear"
+
+
+def test_a_crosscoder_has_no_l0_of_a_layer() -> None:
+    quality = xr.Dataset(
+        {
+            "l0": ("token_kind", [3.0, 2.0, 4.0]),
+            "fvu": (("layer", "token_kind"), np.full((2, 3), 0.5)),
+        },
+        coords={"token_kind": ["all", "cls", "patch"], "layer": [0, 1]},
+    )
+    with pytest.raises(StepError, match="a crosscoder has one L0 for all its layers"):
+        draw(quality, Params())

@@ -64,6 +64,19 @@ def test_points_without_a_sparsity_axis_are_not_joined(quality: xr.Dataset) -> N
     assert {container.lines[0].get_linestyle() for container in plot.figure.axes[0].containers} == {"None"}
 
 
+def test_a_crosscoder_has_a_point_for_each_layer() -> None:
+    quality = xr.Dataset(
+        {
+            "l0": (("k", "token_kind"), [[3.0], [6.0]]),
+            "fvu": (("k", "layer", "token_kind"), [[[0.5], [0.7]], [[0.2], [0.4]]]),
+        },
+        coords={"token_kind": ["all"], "layer": [4, 9], "k": [3, 6]},
+    )
+    lines = [container.lines[0] for container in draw(quality, Params()).figure.axes[0].containers]
+    assert [line.get_xdata(orig=False).tolist() for line in lines] == [[3, 6], [3, 6]]
+    assert [line.get_ydata(orig=False).tolist() for line in lines] == [[0.5, 0.2], [0.7, 0.4]]
+
+
 def test_bad_data(one_layer: xr.Dataset) -> None:
     with pytest.raises(StepError, match="has no fvu"):
         draw(one_layer.drop_vars("fvu"), Params())

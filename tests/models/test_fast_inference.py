@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+from prisma_steps.memory import reused_memory
 from prisma_steps.models import fast_inference
 from prisma_steps.models.fast_inference import (
     FastLinear,
@@ -18,7 +19,6 @@ from prisma_steps.models.fast_inference import (
     OneTemporaryQuickGELU,
     for_inference,
     matmul,
-    reused_memory,
 )
 
 SHAPE = {

@@ -258,7 +258,7 @@ def test_a_second_architecture_of_a_name_is_refused():
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="'gatd' is not one of batch_topk, gated, jumprelu, matryoshka, relu"
+        ValueError, match="'gatd' is not one of batch_topk, gated, jumprelu, matryoshka, neurons, relu"
     ):
         architecture("gatd")
 

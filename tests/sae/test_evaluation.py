@@ -17,9 +17,17 @@ from prisma_steps.sae.place import Place
 from prisma_steps.step import StepError
 from tests.sae.dictionaries import untrained
 
-CONFIG = ToyViTConfig(
-    n_layers=2, d_model=8, n_heads=2, d_mlp=16, patch_size=4, image_size=8, n_channels=1, n_classes=3
-)
+SIZES = {
+    "n_layers": 2,
+    "d_model": 8,
+    "n_heads": 2,
+    "d_mlp": 16,
+    "patch_size": 4,
+    "image_size": 8,
+    "n_channels": 1,
+    "n_classes": 3,
+}
+CONFIG = ToyViTConfig(**SIZES)
 SITE = ("resid_post", 0)
 
 
@@ -148,6 +156,24 @@ def test_metrics_by_token_kind_are_brute_force(vit, pixels, classes):
         assert found[kind]["mse"] == pytest.approx(error / len(rows), rel=1e-5)
         assert found[kind]["n_tokens"] == len(rows)
         assert found[kind]["l0"] == (latents[:, which] > 0).sum().item() / len(rows)
+
+
+def test_registers_are_a_kind_of_their_own(pixels, classes):
+    model = ToyViT.initialised(ToyViTConfig(**{**SIZES, "n_registers": 2}), torch.Generator().manual_seed(0))
+    with_registers = HookedViT(model.eval().requires_grad_(False))
+    sae = dictionary()
+    (found,) = evaluate(with_registers, sae, pixels, classes).by_token_kind()
+    assert {kind: metrics["n_tokens"] for kind, metrics in found.items()} == {
+        "all": 70,
+        "cls": 10,
+        "register": 20,
+        "patch": 40,
+    }
+    kinds = with_registers.token_coords()["token_kind"]
+    _, cache = with_registers.run_with_cache(pixels, ["resid_post"], [0])
+    fires = (sae.encode(cache[SITE]) > 0).sum(-1).double().numpy()
+    for kind in ("cls", "register", "patch"):
+        assert found[kind]["l0"] == pytest.approx(fires[:, kinds == kind].mean())
 
 
 def test_latents_are_brute_force_over_the_evaluation_set(vit, pixels, classes):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from prisma_steps.sae import fused as fused_module
+from prisma_steps.sae import fused_pass
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.autoencoder import Autoencoder, Objective, Shape
 from prisma_steps.sae.buffers import Buffers
-from prisma_steps.sae.fused import FusedGradients, fused_gradients
+from prisma_steps.sae.fused import fused_gradients
+from prisma_steps.sae.fused_pass import FusedGradients
 from prisma_steps.sae.optimiser import dictionary_adam
+from prisma_steps.sae.threads import in_parallel
 
 D_MODEL, N_LATENTS, N_TOKENS = 33, 77, 50
 K = 5
@@ -18,6 +24,7 @@ CASES = {
     "relu with AuxK": ("relu", {"l1_coefficient": 0.3, "aux_k_coefficient": 0.5}, {}),
     "relu transcoder": ("relu", {"l1_coefficient": 0.3}, {"d_target": 21}),
     "relu, b_dec not subtracted": ("relu", {"l1_coefficient": 0.3}, {"subtract_b_dec": False}),
+    "relu, few": ("relu", {"l1_coefficient": 0.3}, {}),
     "topk": ("topk", {"k": K}, {}),
     "topk, one": ("topk", {"k": 1}, {}),
     "topk, all": ("topk", {"k": N_LATENTS}, {}),
@@ -41,7 +48,7 @@ def made(case: str) -> Autoencoder:
     autoencoder.initialise(0.1 * torch.randn(autoencoder.shape.d_out, generator=generator), generator)
     with torch.no_grad():
         autoencoder.W_enc += 0.05 * torch.randn(autoencoder.W_enc.shape, generator=generator)
-        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator)
+        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator) - 2 * (case == "relu, few")
     return autoencoder
 
 
@@ -96,6 +103,16 @@ def test_float32_equals_autograd(case, n, dead):
     found = fused(autoencoder)(x, y, 0.5, dead)
     assert_near(autoencoder, found, expected, FLOAT32)
     assert found[0].firings.equal(expected[0].firings)
+
+
+def test_relu_goes_both_ways(monkeypatch):
+    """The cases above are not all of one kind: half of the latents fire, or 1 in 100."""
+    monkeypatch.setattr(fused_module.ReLUGradients, "_sparse_pass", None)
+    none = torch.zeros(N_LATENTS, dtype=torch.bool)
+    for case, goes in (("relu", nullcontext()), ("relu, few", pytest.raises(TypeError))):
+        autoencoder = made(case)
+        with goes:
+            fused(autoencoder)(*batch(autoencoder), 0.5, none)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -224,8 +241,6 @@ def test_there_is_no_fast_way_in_float32_that_means_less():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernels_give_the_same_bits_in_one_thread_and_two(case, dtype, monkeypatch):
     """oneDNN's products are held to one thread: they may be split otherwise among two."""
-    from prisma_steps.sae import fused as module
-    from prisma_steps.sae.threads import in_parallel
 
     def in_two(*arguments, **options):
         torch.set_num_threads(2)
@@ -235,7 +250,8 @@ def test_the_kernels_give_the_same_bits_in_one_thread_and_two(case, dtype, monke
     autoencoder, none = made(case), torch.zeros(N_LATENTS, dtype=torch.bool)
     x, y = batch(autoencoder)
     alone = fused(autoencoder, dtype)(x, y, 0.5, none)
-    monkeypatch.setattr(module, "in_parallel", in_two)
+    for module in (fused_module, fused_pass):
+        monkeypatch.setattr(module, "in_parallel", in_two)
     together = fused(autoencoder, dtype)(x, y, 0.5, none)
     assert together[0].loss == alone[0].loss
     assert all(gradient.equal(alone[1][name]) for name, gradient in together[1].items())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prisma_steps.sae import kernels
+from prisma_steps.sae import kernels, sparse_kernels
 from prisma_steps.sae.threads import array, in_parallel
 
 N_TOKENS, N_LATENTS, WIDTH = 45, 1100, 37
@@ -144,7 +144,7 @@ def selected(latents: torch.Tensor, k: int) -> list[list[int]]:
     stops, indices = torch.empty(n, dtype=torch.int64), torch.empty(n * k, dtype=torch.int32)
     values = torch.empty(n * k)
     bits = latents.view(torch.int32 if latents.dtype is torch.float32 else torch.int16)
-    in_parallel(kernels.select, n, bits, latents, k, stops, indices, values)
+    in_parallel(sparse_kernels.select, n, bits, latents, k, stops, indices, values)
     kept = [slice(token * k, int(stop)) for token, stop in enumerate(stops)]
     for token, slots in enumerate(kept):
         assert values[slots].equal(latents[token, indices[slots].long()].float())
@@ -179,6 +179,21 @@ def test_select_takes_nothing_where_nothing_is_positive(dtype):
     assert selected(latents, 3) == [[], [2]]
 
 
+@pytest.mark.parametrize("n_latents", [1, 31, 33, 300])
+def test_count_and_compress_find_what_fires(dtype, draw, n_latents):
+    latents = (draw(20, n_latents) - 0.5).relu().to(dtype)
+    latents[0], latents[1, 0], latents[2] = 0.0, -0.0, 1.0
+    counts = torch.empty(20, dtype=torch.int64)
+    in_parallel(sparse_kernels.count, 20, latents, counts)
+    assert counts.equal((latents > 0).sum(1))
+    starts = counts.cumsum(0) - counts
+    indices, values = torch.empty(int(counts.sum()), dtype=torch.int32), torch.empty(int(counts.sum()))
+    in_parallel(sparse_kernels.compress, 20, latents, starts, indices, values)
+    tokens, expected = (latents > 0).nonzero(as_tuple=True)
+    assert indices.long().equal(expected)
+    assert values.equal(latents[tokens, expected].float())
+
+
 @pytest.fixture
 def codes(draw):
     """Latents of tokens, 0 to 4 each, dense and as slots with room for 5 a token."""
@@ -204,7 +219,7 @@ def test_decode(dtype, draw, codes):
     gradient, errors = torch.empty(N_TOKENS, WIDTH, dtype=dtype), torch.empty(N_TOKENS)
     slopes = torch.zeros(len(sparse[3]))
     arguments = (*sparse, decoder, b_dec, y, np.float32(0.3), np.float32(0.1), gradient, errors, slopes)
-    in_parallel(kernels.decode, N_TOKENS, *arguments)
+    in_parallel(sparse_kernels.decode, N_TOKENS, *arguments)
     error = precise(dense) @ precise(decoder) + precise(b_dec) - precise(y)
     close(gradient, 0.3 * error, dtype)
     close(errors, (error**2).sum(1))
@@ -221,12 +236,12 @@ def test_sums_over_tokens_of_each_latent(dtype, draw, codes):
     n_latents, rows = dense.shape[1], draw(N_TOKENS, WIDTH).to(dtype)
     offsets = torch.empty(n_latents + 1, dtype=torch.int64)
     slots, tokens = (torch.empty(len(values), dtype=torch.int32) for _ in range(2))
-    kernels.group(*map(array, (starts, stops, indices, offsets, slots, tokens)))
+    sparse_kernels.group(*map(array, (starts, stops, indices, offsets, slots, tokens)))
     for latent in range(n_latents):
         of_latent = tokens[offsets[latent] : offsets[latent + 1]]
         assert of_latent.tolist() == dense[:, latent].nonzero().flatten().tolist()
     outer, sums = torch.empty(n_latents, WIDTH), torch.empty(n_latents)
-    in_parallel(kernels.outer_sums, n_latents, offsets, slots, tokens, values, rows, outer)
-    in_parallel(kernels.sums_by_latent, n_latents, offsets, slots, values, sums)
+    in_parallel(sparse_kernels.outer_sums, n_latents, offsets, slots, tokens, values, rows, outer)
+    in_parallel(sparse_kernels.sums_by_latent, n_latents, offsets, slots, values, sums)
     close(outer, precise(dense).T @ precise(rows))
     close(sums, precise(dense).sum(0))

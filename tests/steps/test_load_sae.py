@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 from prisma_steps import schema
 from prisma_steps.models import hub
+from prisma_steps.models.loading import load_model
+from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.plan import JobPlan, plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.progress import StatusFile
@@ -20,9 +23,14 @@ from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.sae.formats.folders import write_folder
 from prisma_steps.sae.formats.published import Published
 from prisma_steps.sae.labelled import load_dictionary
+from prisma_steps.sae.placed import as_splice
 from prisma_steps.step import Job, StepError
+from prisma_steps.steps.evaluate_sae import Params as EvaluationParams
+from prisma_steps.steps.evaluate_sae import evaluate_sae
 from prisma_steps.steps.load_sae import Params, load_sae
 from prisma_steps.store import Store
+from tests.artifacts import saved
+from tests.models.families import TOY
 from tests.sae.dictionaries import SETTINGS
 from tests.sae.published import activations, dictionary
 
@@ -180,3 +188,36 @@ def test_a_revision_that_nobody_knows_is_a_problem_of_the_experiment(tmp_path):
         planned(tmp_path, f"{HUB}, revision: v2")
     with pytest.raises(hub.HubError, match=f"'org/saes' at {'f' * 40} cannot be downloaded: HF_HUB_OFFLINE"):
         load_sae(Params(name="org/saes", revision="f" * 40), Job())
+
+
+# --- and then
+
+
+@pytest.mark.parametrize(
+    ("place", "writes"),
+    [
+        ({"site": "resid_pre", "layer": 0, "target_site": "mlp_out", "target_layer": 1}, ("mlp_out", 1)),
+        ({"site": "mlp_out", "layer": 1, "target_site": "ln_final"}, ("ln_final", None)),
+        ({"site": "ln2_out", "layer": 1, "target_site": "mlp_out"}, ("mlp_out", 1)),
+    ],
+)
+def test_a_transcoder_is_evaluated_and_spliced_in_where_its_files_say(tmp_path, place, writes):
+    """To another layer, to a site that exists once, or as most: FVU is of the site that it writes."""
+    ours = dictionary("relu", Shape(12, 30, d_target=12, subtract_b_dec=False))
+    write_folder(Published(ours, place), tmp_path / "sae", "sae_lens")
+    data = load_sae(Params(path=str(tmp_path / "sae")), Job())
+    assert as_splice(data).writes == writes
+
+    torch.manual_seed(0)
+    model = saved(ToyViT(ToyViTConfig(**TOY)), tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 8, 8), np.uint8)
+    ids = [f"image-{number}" for number in range(6)]
+    images = xr.Dataset({"pixels": (("image", "channel", "row", "column"), pixels)}, {"image": ids})
+    quality = evaluate_sae(data, model, images, EvaluationParams(cross_entropy=False), Job())
+    vit = load_model(model)
+    cache = vit.read(torch.from_numpy(pixels).float() / 255, [place["site"], writes[0]])
+    x, y = cache[place["site"], place["layer"]].flatten(0, 1), cache[writes].flatten(0, 1)
+    error = (y - ours(x)[1]).square().sum()
+    expected = error / (y - y.mean(0)).square().sum()
+    # float32 here, sums in float64 there.
+    assert quality["fvu"].sel(token_kind="all").item() == pytest.approx(expected.item(), rel=1e-4)

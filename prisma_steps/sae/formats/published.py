@@ -100,7 +100,7 @@ def hook_name(site: str, layer: int | None) -> str:
     names = [name for name, short in TRANSFORMER_LENS_SITES.items() if short == site]
     if not names:
         raise FormatError(f"site {site!r} has no name in TransformerLens")
-    return names[0] if layer is None else f"blocks.{layer}.{names[0]}"
+    return names[0] if layer is None or site in SITES_WITHOUT_LAYER else f"blocks.{layer}.{names[0]}"
 
 
 def hooks_of(place: Mapping[str, Any]) -> tuple[str | None, str | None]:
