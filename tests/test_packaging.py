@@ -102,7 +102,7 @@ IMPLICIT = {
 
 
 # What benchmarks compare with, in environments of their own that they make themselves.
-PEERS = {"nnsight"}
+PEERS = {"nnsight", "dictionary-learning"}
 
 # Modules that need an extra, and which.
 OPTIONAL = {"prisma_steps/models/focus_vit.py": "focus"}

@@ -99,4 +99,4 @@ def test_the_page_shows_them_and_where_they_come_from(made: Path) -> None:
 def test_running_it_again_runs_nothing(made: Path) -> None:
     command = [str(Path(sys.executable).with_name("prisma-steps")), "plan", "quickstart"]
     shown = subprocess.run(command, cwd=made, capture_output=True, text=True, check=True).stdout
-    assert "0 of 28 jobs to run" in shown
+    assert "0 of 29 jobs to run" in shown
