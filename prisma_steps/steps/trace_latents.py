@@ -105,8 +105,8 @@ def circuit_of_latents(
 
     Raises:
         StepError: for dictionaries that do not belong to the model, or are not of one width, or two of one
-            site; a circuit size larger
-            than there are latents and error terms; pairs as ``trace_circuit`` refuses them.
+            site; a circuit size larger than there are latents and error terms; pairs as ``trace_circuit``
+            refuses them.
     """
     import xarray as xr
 

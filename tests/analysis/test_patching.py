@@ -13,7 +13,7 @@ from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.sites import SiteError
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.seeding import torch_generator
-from tests.models.families import MAKERS, make, pixels_for
+from tests.models.families import MAKERS, frozen, pixels_for
 
 #: The shapes that sweeps are checked on in both directions and all ways; other families once.
 CHOSEN = ("toy", "clip classifier", "dinov2", "vivit")
@@ -22,12 +22,6 @@ CHOSEN = ("toy", "clip classifier", "dinov2", "vivit")
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 # Float32, of logits of about 1, which two blocks' sums of 12 to 20 terms lead to.
 CLOSE_IN_FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def frozen(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
-    model = make(name, dtype)
-    model.model.requires_grad_(False)
-    return model
 
 
 def output(logits: torch.Tensor, _: torch.Tensor) -> dict[str, torch.Tensor]:

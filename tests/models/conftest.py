@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prisma_steps.models.hooked import HookedViT
-from tests.models.families import MAKERS, make
+from tests.models.families import MAKERS, frozen
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,6 +20,4 @@ def _one_thread():
 @pytest.fixture(params=MAKERS, scope="module")
 def model(request) -> HookedViT:
     """A model of every family in turn, in float64 and without gradients."""
-    model = make(request.param, torch.float64)
-    model.model.requires_grad_(False)
-    return model
+    return frozen(request.param)

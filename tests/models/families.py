@@ -149,10 +149,16 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> HookedViT:
     return HookedViT(model.to(dtype).eval())
 
 
+def frozen(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
+    """As ``make``, without gradients of the weights."""
+    model = make(name, dtype)
+    model.model.requires_grad_(False)
+    return model
+
+
 def make_classifier(name: str, dtype: torch.dtype = torch.float32) -> HookedViT:
     """As ``make``, without gradients; what has no head gets one, with 5 classes."""
-    vit = make(name, dtype)
-    vit.model.requires_grad_(False)
+    vit = frozen(name, dtype)
     if vit.unembedding is None:
         vit = HookedViT(vit.model, _head_for(name, vit).to(dtype))
     return vit

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -202,34 +204,27 @@ def test_a_zero_shot_head_is_evaluated_with_and_without_its_temperature(images, 
     assert {"ce_recovered", "ce_recovered_without_temperature"} <= set(data)
 
 
-def test_a_model_without_classes_needs_to_be_told(images, tmp_path):
-    import transformers as hf
-
-    config = hf.ViTConfig(
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-    )
-    torch.manual_seed(0)
-    headless = saved(hf.ViTModel(config).eval(), tmp_path)
-    with pytest.raises(StepError, match="the model has no classes.*train_probe.*cross_entropy: false"):
-        evaluate_sae(dictionary(), headless, images, Params(), Job())
-    data = evaluate_sae(dictionary(), headless, images, Params(cross_entropy=False), Job())
-    assert data["n_tokens"].values.tolist() == [5 * N_IMAGES, N_IMAGES, 4 * N_IMAGES]
-
-
-def test_a_model_without_classes_is_sent_to_a_probe_and_can_be_evaluated_with_one(images, tmp_path):
-    """A bare ViT of the dictionary's width; what a probe needs to be is tested with its own step."""
+def headless(folder: Path) -> Artifact:
+    """A bare ViT of the dictionary's width."""
     config = ViTConfig(
         hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
         patch_size=4, num_channels=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    bare, sae = saved(ViTModel(config, add_pooling_layer=False), tmp_path / "bare"), dictionary()
+    return saved(ViTModel(config, add_pooling_layer=False).eval(), folder)
+
+
+def test_a_model_without_classes_needs_to_be_told(images, tmp_path):
+    bare = headless(tmp_path)
+    with pytest.raises(StepError, match="the model has no classes.*train_probe.*cross_entropy: false"):
+        evaluate_sae(dictionary(), bare, images, Params(), Job())
+    data = evaluate_sae(dictionary(), bare, images, Params(cross_entropy=False), Job())
+    assert data["n_tokens"].values.tolist() == [5 * N_IMAGES, N_IMAGES, 4 * N_IMAGES]
+
+
+def test_a_model_without_classes_is_sent_to_a_probe_and_can_be_evaluated_with_one(images, tmp_path):
+    """What a probe needs to be is tested with its own step."""
+    bare, sae = headless(tmp_path / "bare"), dictionary()
     with pytest.raises(
         StepError, match="no classes, and cross-entropies need logits.*train_probe.*templates"
     ):

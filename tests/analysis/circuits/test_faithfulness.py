@@ -7,9 +7,8 @@ import torch
 from prisma_steps.analysis.circuits.curves import area, faithfulness
 from prisma_steps.analysis.circuits.running import run_circuit
 from prisma_steps.analysis.circuits.split import graph_of, writes_of
-from prisma_steps.models.hooked import HookedViT
 from tests.analysis.circuits.naive import naive_circuit
-from tests.models.families import make, pixels_for
+from tests.models.families import frozen, pixels_for
 
 # Float64: sums in another order, of numbers of about 1.
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -31,12 +30,6 @@ FAMILIES = [
     "timm",
     "timm mean of patches, QK-norm",
 ]
-
-
-def frozen(name: str) -> HookedViT:
-    model = make(name, torch.float64)
-    model.model.requires_grad_(False)
-    return model
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -18,7 +18,7 @@ from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.splicing import Splice
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.step import StepError
-from tests.models.families import make, pixels_for
+from tests.models.families import frozen, pixels_for
 from tests.sae.published import dictionary
 
 CLASSES = torch.tensor([[0, 1], [4, 2]])
@@ -36,12 +36,6 @@ KINDS = {
     "transcoder": (TRANSCODER, "ln2_out", "mlp_out", "all"),
     "patches": (AUTOENCODER, "resid_mid", "resid_mid", "patch"),
 }
-
-
-def frozen(name: str = "toy") -> HookedViT:
-    model = make(name, torch.float64)
-    model.model.requires_grad_(False)
-    return model
 
 
 def place(model: HookedViT, kind: str, layer: int, architecture: str = "relu") -> Placed:
@@ -65,7 +59,7 @@ NOTHING = torch.zeros(N_LATENTS + 1, dtype=torch.bool)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_and_empty_circuits(kind: str) -> None:
-    model = frozen()
+    model = frozen("toy")
     clean, corrupted = sides(model)
     placed = [place(model, kind, layer) for layer in (0, 1)]
     logits, _ = states_of(model, clean, placed)
@@ -80,7 +74,7 @@ def test_whole_and_empty_circuits(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_effects_sum_to_that_of_the_site(kind: str, layer: int) -> None:
-    model = frozen()
+    model = frozen("toy")
     clean, corrupted = sides(model)
     placed = place(model, kind, layer)
     before, after = (states_of(model, pixels, [placed])[1][0] for pixels in (clean, corrupted))
@@ -117,7 +111,7 @@ def test_effects_are_exact_where_all_behind_is_linear(steps: int, architecture: 
 
 
 def test_edges_sum_to_effects_where_all_goes_through_the_later_dictionary() -> None:
-    model = frozen()
+    model = frozen("toy")
     clean, corrupted = sides(model)
     first, second = (place(model, "resid_post", layer) for layer in (0, 1))
     before = states_of(model, clean, [first, second])[1]
@@ -131,7 +125,7 @@ def test_edges_sum_to_effects_where_all_goes_through_the_later_dictionary() -> N
 @pytest.mark.parametrize("kinds", [("resid_post", "resid_post"), ("mlp_out", "transcoder")])
 def test_an_edge_is_what_its_end_changes_by(kinds: tuple[str, str]) -> None:
     """By finite differences: the later latents when an earlier one moves a little on its way."""
-    model = frozen()
+    model = frozen("toy")
     clean, corrupted = sides(model)
     first, second = (place(model, kind, layer) for layer, kind in enumerate(kinds))
     before = states_of(model, clean, [first, second])[1]
@@ -172,7 +166,7 @@ def test_an_edge_is_what_its_end_changes_by(kinds: tuple[str, str]) -> None:
 
 
 def test_tokens_that_a_site_lacks_are_refused() -> None:
-    model = frozen()
+    model = frozen("toy")
     splice = Splice(
         dictionary("relu", AUTOENCODER).double(), ("resid_post", 0), ("resid_post", 0), "register"
     )

@@ -13,7 +13,7 @@ from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.step import StepError
 from tests.analysis.circuits.naive import naive_scores, naive_writes
-from tests.models.families import TOY, make, pixels_for
+from tests.models.families import TOY, frozen, pixels_for
 
 CLASSES = torch.tensor([[0, 1], [4, 2]])
 
@@ -43,12 +43,6 @@ OTHERS = [
     "timm",
     "timm mean of patches, QK-norm",
 ]
-
-
-def frozen(name: str) -> HookedViT:
-    model = make(name, torch.float64)
-    model.model.requires_grad_(False)
-    return model
 
 
 def sides(model: HookedViT) -> tuple[torch.Tensor, torch.Tensor]:
