@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from prisma_steps.claims.check import Grid, check, is_truth
-from prisma_steps.claims.criterion import WORDS, Criterion
+from prisma_steps.claims.criterion import WORDS, Criterion, Word
 from prisma_steps.claims.grammar import NotAnExpression, parse
 from prisma_steps.claims.tree import Expression
 from prisma_steps.problems import nearest, shown
@@ -128,7 +128,7 @@ class _Reader:
         return expression
 
     def _criterion(self, body: Mapping[str, Any], published: float | None) -> Criterion | None:
-        words = [word for word in WORDS if word in body]
+        words: list[Word] = [word for word in WORDS if word in body]
         if len(words) > 1:
             what = f"stands beside {words[0]}, expected one of {', '.join(WORDS)}"
             self._problem(words[1], what, "make two claims of it")

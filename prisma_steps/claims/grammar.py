@@ -275,8 +275,8 @@ def _comparison(
     operators: Sequence[ast.cmpop], values: Sequence[Expression | None], text: str
 ) -> Expression | None:
     """``a < b < c`` is ``(a < b) & (b < c)``."""
-    pairs = zip(operators, values[:-1], values[1:], strict=True)
-    return _joined(ast.And(), [_binary(operator, *sides, text) for operator, *sides in pairs], text)
+    triples = zip(operators, values[:-1], values[1:], strict=True)
+    return _joined(ast.And(), [_binary(sign, left, right, text) for sign, left, right in triples], text)
 
 
 def _said(node: ast.AST) -> str:

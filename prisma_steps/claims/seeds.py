@@ -33,7 +33,7 @@ def at_every_seed(expression: Expression, data: Mapping[str, xr.Dataset]) -> dic
     if len(seeds) != 1 or not _takes_one(expression):
         return {}
     found = {}
-    for position, seed in enumerate(*seeds):
+    for position, seed in enumerate(seeds.pop()):
         alone = {node: of.isel({SEED: [position]}) if SEED in of.dims else of for node, of in data.items()}
         value = evaluate(expression, alone)
         found[seed] = value.squeeze(SEED) if SEED in value.dims else value
