@@ -119,7 +119,8 @@ def _read_claims(experiment: Experiment, source: Source) -> tuple[Claim, ...]:
     entries = source.data.get("claims")
     known = source.data.get("nodes")
     grids: dict[str, Grid | None] = dict.fromkeys(known if isinstance(known, dict) else ())
-    for name, axes in experiment.axes.items():
+    # Of a grid where something is wrong axes may be missing, here and in all that inherits them.
+    for name, axes in experiment.axes.items() if not source.problems else ():
         kept = tuple(axis for axis in axes if axis.joined is None)
         grids[name] = Grid(kept, experiment.nodes[name].step.output)
     return read_claims(source, entries if isinstance(entries, list) else [], grids)

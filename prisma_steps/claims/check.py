@@ -79,7 +79,7 @@ def check(expression: Expression, grids: Mapping[str, Grid | None]) -> list[Mist
 
     Args:
         expression: what to check.
-        grids: what is known of the nodes that there are; None for one that is itself wrong.
+        grids: what is known of the nodes that there are; None where that is nothing.
     """
     if not nodes_of(expression):
         return [Mistake(expression.text, "names no node, expected a variable of one", _nodes("", grids))]
@@ -173,7 +173,7 @@ class _Checker:
             )
         if name not in MEANINGS and grid.kind is not Figure:
             known = {*grid.kind.required, *(name for axis in axes.values() for name in axis.coords)}
-            hint = close(name, [*known, *MEANINGS]) or nearest(name, known)
+            hint = close(name, known) or close(name, MEANINGS) or nearest(name, known)
             self._note(variable, f"{node} is {grid.kind.name}, which has no variable {name!r}", hint)
             return _UNKNOWN
         return _Shape(frozenset(), grid.kind.dims | axes.keys(), axes, variable.text)

@@ -45,7 +45,7 @@ def read_claims(source: Source, entries: list[Any], grids: Mapping[str, Grid | N
     Args:
         source: the file, for places.
         entries: what stands at ``claims:``.
-        grids: what is known of every node; None for one that is itself wrong.
+        grids: what is known of every node; None where that is nothing.
     """
     read = (_Reader(source, index, grids).claim(entry) for index, entry in enumerate(entries))
     return tuple(claim for claim in read if claim is not None)

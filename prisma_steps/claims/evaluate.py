@@ -102,8 +102,8 @@ def _value(expression: Expression, data: Mapping[str, xr.Dataset]) -> Value:
             return _reduce(expression, _array(expression.of, data))
         case Unary():
             of = _array(expression.of, data)
-            if expression.operator == "~":
-                _need_truth(of, expression.of)
+            if expression.operator != "abs":
+                _need_truth(of, expression.of, expression.operator == "~")
             return _UNARY[expression.operator](of)
         case Binary():
             return _binary(expression, data)
@@ -138,9 +138,11 @@ def _need_dims(of: xr.DataArray, dims: tuple[str, ...] | None, text: str) -> Non
             raise NoValue(f"{text} has no dim {dim!r}; {has}")
 
 
-def _need_truth(of: xr.DataArray, expression: Expression) -> None:
-    if of.dtype != bool:
-        raise NoValue(f"{expression.text} is of type {of.dtype}, expected true or false: compare it")
+def _need_truth(of: xr.DataArray, expression: Expression, truth: bool = True) -> None:
+    """Refuse what is not true or false; or, with ``truth`` false, what is."""
+    if (of.dtype == bool) != truth:
+        wanted = "true or false: compare it" if truth else "a number"
+        raise NoValue(f"{expression.text} is of type {of.dtype}, expected {wanted}")
 
 
 def _select(selected: Select, of: xr.DataArray) -> xr.DataArray:

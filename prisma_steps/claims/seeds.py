@@ -8,7 +8,17 @@ import xarray as xr
 
 from prisma_steps.claims.check import SEED
 from prisma_steps.claims.evaluate import evaluate
-from prisma_steps.claims.tree import Binary, Correlation, Expression, Reduce, Select, Unary, Variable, parts
+from prisma_steps.claims.tree import (
+    Binary,
+    Correlation,
+    Expression,
+    Reduce,
+    Select,
+    Unary,
+    Variable,
+    nodes_of,
+    parts,
+)
 
 #: Reductions whose value of one seed alone is that seed's value.
 _OF_ONE = ("mean", "median", "max", "min", "any", "all")
@@ -19,7 +29,7 @@ def at_every_seed(expression: Expression, data: Mapping[str, xr.Dataset]) -> dic
 
     Args:
         expression: what to compute.
-        data: the data of every node that it names.
+        data: the data of every node that it names; of others it may be there too.
 
     Returns:
         By seed, values without the dim ``seed``. Empty where there is no such thing: no node has the axis
@@ -29,6 +39,7 @@ def at_every_seed(expression: Expression, data: Mapping[str, xr.Dataset]) -> dic
     Raises:
         NoValue: as ``evaluate``.
     """
+    data = {node: data[node] for node in nodes_of(expression)}
     seeds = {tuple(of[SEED].values.tolist()) for of in data.values() if SEED in of.dims}
     if len(seeds) != 1 or not _takes_one(expression):
         return {}

@@ -13,10 +13,10 @@ from prisma_steps.problems import ExperimentError, Problem
 
 NODES = """\
 nodes:
-  images: {step: load_images, dataset: digits, parts: 2}
+  images: {step: load_images, dataset: digits}
   vit: {step: train_vit, images: images, n_layers: {grid: [1, 2]}, attention_only: {grid: [false, true]},
         d_mlp: {grid: [32, 64], axis: width}, warmup: {grid: [5, 9], axis: width}, seed: {grid: [0, 1, 2]}}
-  acts: {step: extract_activations, model: vit, images: images, sites: [resid_post]}
+  acts: {step: extract_activations, model: vit, images: images, sites: [resid_post], parts: 2}
   sae: {step: train_sae, activations: acts, architecture: relu}
   quality: {step: evaluate_sae, sae: sae, model: vit, images: images}
   curves: {figure: training_curves, model: vit}
@@ -84,6 +84,7 @@ def test_the_form_of_the_documentation(tmp_path: Path) -> None:
         "quality.l0.sel(width=1, n_layers=1, attention_only=False).max('token_kind')",
         "quality.l0.sel(n_layers=[1]).max()",
         "images.pixels.max()",
+        "acts.resid_post.sel(token_kind='cls').max()",
         "images.pixels.sel(label=3).mean()",
         "vit.n_layers.max() + vit.warmup.max() + vit.width.max()",
         "curves.anything.max()",
@@ -103,7 +104,12 @@ def test_what_can_be_told_to_be_right_is_accepted(value: str, tmp_path: Path) ->
             "vit is model, which has no variable 'test_acuracy'",
             "did you mean 'test_accuracy'?",
         ),
-        ("quality.lo.max()", "quality.lo", "quality is quality, which has no variable", "did you mean 'l0'?"),
+        (
+            "quality.fu.max()",
+            "quality.fu",
+            "quality is quality, which has no variable",
+            "did you mean 'fvu'?",
+        ),
         (
             "quality.qqqq.max()",
             "quality.qqqq",
@@ -239,7 +245,7 @@ def test_mistakes_in_an_expression(value: str, at: str, what: str, hint: str, tm
         (entry("vit.seed.max()", "between: [2, 1]"), "claims.0.between", "the lower one first", "[0.9"),
         (entry("vit.seed.max()", "between: [1, 2, 3]"), "claims.0.between", "expected two numbers", "[0.9"),
         (
-            entry("vit.seed.max()", "published: 3"),
+            entry("vit.seed.mean()", "published: 3"),
             "claims.0.value",
             "is a number that is held against nothing",
             "add",
@@ -279,7 +285,7 @@ def test_all_mistakes_are_told_at_once_with_those_of_nodes(tmp_path: Path) -> No
         ("claims.0.value", "is a number that is held against nothing"),
         ("claims.0.value", "vti.seed: there is no node 'vti'"),
         ("claims.0.aboev", "a claim has no such key"),
-    ], "of a node that is itself wrong nothing is said"
+    ], "of grids where something is wrong nothing is said"
 
 
 def test_the_text_of_a_problem(tmp_path: Path) -> None:

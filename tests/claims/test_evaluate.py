@@ -118,7 +118,7 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     method = st.sampled_from(METHODS)
     return st.one_of(
         st.tuples(inner, st.sampled_from(["+", "-", "*", "/"]), inner).map(" ".join).map("({})".format),
-        st.tuples(inner, st.sampled_from(["2", "3", "0.5", "-1"])).map(
+        st.tuples(inner, st.sampled_from(["2.0", "3.0", "0.5", "-1.0"])).map(
             lambda pair: "({} ** {})".format(*pair)
         ),
         inner.map("-{}".format),
@@ -138,7 +138,11 @@ def test_parity_with_python_and_xarray(text: str) -> None:
         expression = parse(text)
     except ValueError:
         return  # a method of a number that is written out
-    names = {**DATA, "corr": xr.corr, "abs": abs}
+    names = {
+        **DATA,
+        "corr": lambda left, right, dim: xr.corr(*map(xr.DataArray, (left, right)), dim),
+        "abs": abs,
+    }
     try:
         with warnings.catch_warnings(), xr.set_options(arithmetic_join="exact"):
             warnings.simplefilter("ignore")
@@ -191,17 +195,13 @@ def test_comparisons_are_those_of_python(sign: str) -> None:
         ("a.depth & a.deep", "a.depth is of type float64, expected true or false: compare it"),
         ("a.deep | a.depth", "a.depth is of type float64"),
         ("~a.depth", "a.depth is of type float64"),
-        ("-a.deep", "negative"),
+        ("-a.deep", "a.deep is of type bool, expected a number"),
         ("1 / 0", "division"),
-        ("1e308 * 10 ** 10 ** 1", "a number"),
         ("a.state.mean()", "a.state"),
         ("a.gap.sel(layer=2).argmax('layer')", "no dim 'layer'"),
     ],
 )
 def test_what_has_no_value_says_why_and_where(text: str, reason: str) -> None:
-    if reason == "a number":
-        assert value(text) == np.inf
-        return
     for data in (DATA, LAZY):
         with pytest.raises(NoValue) as raised:
             evaluate(parse(text), data)

@@ -142,7 +142,7 @@ def test_no_claims_and_wrong_ones() -> None:
     assert "x claims nothing" in call("claims", "x", "--strict").stdout
     Path("experiments/x.yaml").write_text(NODES + CLAIMS.replace("vit.ce", "vti.ce"))
     told = call("claims", "x", code=2).stderr
-    assert "experiments/x.yaml:9:" in told and "did you mean 'vit'?" in told
+    assert "experiments/x.yaml:10:43: claims.3.value: " in told and "did you mean 'vit'?" in told
     assert "there is no node 'vti'" in call("plan", "x", code=2).stderr, "before anything runs"
 
 

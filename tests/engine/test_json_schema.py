@@ -86,7 +86,7 @@ MALFORMED = {
     "two criteria": ("within: 0.1", "within: 0.1, above: 3"),
     "nothing to be near to": ("published: 0.9, ", ""),
     "negative distance": ("within: 0.1", "within: -0.1"),
-    "one bound of two": ("[0, 1]}", "[0]}"),
+    "one bound of two": ("between: [0, 1]", "between: [0]"),
     "word for a published number": ("published: 0.9", "published: high"),
 }
 

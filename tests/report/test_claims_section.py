@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from test_page import HOSTILE, Reader
 
 from prisma_steps.claims.table import Row
 from prisma_steps.report.page import Page, render_page
+from tests.report.test_page import HOSTILE, Reader
 
 HOLDS = Row(
     "it is so", "vit.x.max()", "0.9", "a paper", "within 0.1 of 0.9", "0.95", "± 0.01, n = 3", "holds", ""
@@ -26,8 +26,7 @@ def test_a_page_without_claims_says_nothing_of_them() -> None:
 def test_all_that_is_known_of_a_claim_is_shown() -> None:
     shown = text(HOLDS)
     assert (
-        "Claim Published Expected Reproduced Over seeds Verdict it is so How it is computed vit.x.max()"
-        in shown
+        "ClaimPublishedExpectedReproducedOver seedsVerdict it is so How it is computed vit.x.max()" in shown
     )
     assert "vit.x.max() 0.9a paper within 0.1 of 0.9 0.95 ± 0.01, n = 3 holds" in shown
 
