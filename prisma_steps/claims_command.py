@@ -57,15 +57,15 @@ def _show(rows: Sequence[Row], experiment: str) -> None:
     for name in ("claim", "published", "expected", "reproduced", "over seeds", "verdict"):
         shown.add_column(name, overflow="fold")
     for row in rows:
-        published = (
-            f"{row.published} ({row.source})" if row.published and row.source else row.published or row.source
-        )
-        cells = (row.says, published, row.expected, row.reproduced, row.spread)
+        cells = (row.says, row.cited, row.expected, row.reproduced, row.spread)
         verdict = f"[{_STYLES[row.state]}]{row.state}[/]"
         shown.add_row(*(escape(cell or "–") for cell in cells), verdict)
     console.print(shown)
-    for row in rows:
-        if row.reason:
-            console.print(f"{escape(row.says)}: {escape(row.reason)}", soft_wrap=True)
+    # What is missing is missing for many claims.
+    whose = (
+        (row.state if row.state == "not yet run" else row.says, row.reason) for row in rows if row.reason
+    )
+    for subject, reason in dict.fromkeys(whose):
+        console.print(f"{escape(subject)}: {escape(reason)}", soft_wrap=True)
     counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    console.print(", ".join(f"{state}: {count}" for state, count in counts.items() if count))

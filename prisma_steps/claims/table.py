@@ -33,6 +33,12 @@ class Row(NamedTuple):
     state: str
     reason: str
 
+    @property
+    def cited(self) -> str:
+        """The published number with its source, or what there is of the two."""
+        both = self.published and self.source
+        return f"{self.published} ({self.source})" if both else self.published or self.source
+
 
 def row(verdict: Verdict) -> Row:
     """A verdict as texts."""

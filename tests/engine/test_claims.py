@@ -96,7 +96,7 @@ def test_the_table() -> None:
             "nothing of the kind is stored: vit has no variable 'ce_recovered'; "
             "expected one of: n_layers, seed, test_accuracy"
         ],
-        ["2 holds, 1 fails, 1 error"],
+        ["holds: 2, fails: 1, error: 1"],
     ]
 
 
@@ -134,7 +134,8 @@ def test_what_has_not_run_is_named() -> None:
         "1 of 6 artifacts of vit are not there yet (vit[n_layers=1, seed=2]): "
         "prisma-steps run experiments/x.yaml"
     )
-    assert "4 not yet run" in call("claims", "x").stdout
+    assert "not yet run: 4" in (shown := call("claims", "x").stdout)
+    assert shown.count("1 of 6 artifacts of vit") == 1, "said once for all of them"
 
 
 def test_no_claims_and_wrong_ones() -> None:
