@@ -42,10 +42,11 @@ class Grid:
         return {axis.name: self._full(axis) for axis in self.axes}
 
     def _full(self, axis: Axis) -> Axis:
-        told_apart = {
-            f"{axis.name}_{name}": axis.coords[name] for name in axis.coords if name in self.kind.dims
-        }
-        return replace(axis, coords={axis.name: tuple(range(len(axis))), **axis.coords, **told_apart})
+        dims = self.kind.dims - {axis.name}
+        told_apart = {f"{axis.name}_{name}": axis.coords[name] for name in axis.coords if name in dims}
+        # One that is named as a dim of the data is that dim, unless such data seldom have it.
+        own = {name: axis.coords[name] for name in axis.coords if name not in dims - self.kind.seldom}
+        return replace(axis, coords={axis.name: tuple(range(len(axis))), **own, **told_apart})
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,22 @@ class _Checker:
         if shape.possible is None:
             return shape
         for axis in shape.axes.values():
-            if name == axis.name or (name in axis.coords and not at.by_position):
+            known = not at.by_position and name in axis.coords and name not in shape.possible
+            if name == axis.name or known:
                 return self._on_axis(at, shape, axis, name, value)
+        names = {name for axis in shape.axes.values() for name in axis.coords}
+        either = name in names or any(f"{axis}_{name}" in names for axis in shape.axes)
+        if either and not at.by_position:
+            # Along a grid axis, or a dim of the data, which may be dropped.
+            return replace(shape, certain=frozenset())
         if name in shape.possible:
             return shape if isinstance(value, list) else shape.without([name])
         if name in MEANINGS and not at.by_position:
-            # A coordinate of a dim that is not known yet, which is dropped or not.
+            # A coordinate along a dim of the data, which may be dropped.
             return replace(shape, certain=shape.certain & shape.axes.keys())
-        names = {*shape.possible, *(name for axis in shape.axes.values() for name in axis.coords)}
-        self._note(at, f"{shape.source} has no dim or coordinate {name!r}", nearest(name, names))
+        self._note(
+            at, f"{shape.source} has no dim or coordinate {name!r}", nearest(name, shape.possible | names)
+        )
         return _UNKNOWN
 
     def _on_axis(self, at: Select, shape: _Shape, axis: Axis, name: str, value: Any) -> _Shape:
