@@ -83,7 +83,7 @@ def check(expression: Expression, grids: Mapping[str, Grid | None]) -> list[Mist
         grids: what is known of the nodes that there are; None where that is nothing.
     """
     if not nodes_of(expression):
-        return [Mistake(expression.text, "names no node, expected a variable of one", _nodes("", grids))]
+        return [Mistake(expression.text, "names no node, expected a variable of one", nearest("", grids))]
     checker = _Checker(grids)
     left = checker.shape(expression).certain - {SEED}
     if left and not checker.mistakes:
@@ -109,10 +109,6 @@ def is_truth(expression: Expression) -> bool | None:
         case Binary():
             return expression.operator in (*COMPARISONS, "&", "|")
     return False
-
-
-def _nodes(name: str, grids: Mapping[str, Grid | None]) -> str:
-    return nearest(name, grids)
 
 
 class _Checker:
@@ -155,29 +151,20 @@ class _Checker:
     def _variable(self, variable: Variable) -> _Shape:
         node, name = variable.node, variable.name
         if node not in self._grids:
-            self._note(variable, f"there is no node {node!r}", _nodes(node, self._grids))
+            self._note(variable, f"there is no node {node!r}", nearest(node, self._grids))
             return _UNKNOWN
         grid = self._grids[node]
         if grid is None:
             return _UNKNOWN
-        axes = grid.full_axes()
-        for axis in axes.values():
-            if name in axis.coords:
-                return _Shape(
-                    frozenset({axis.name}), frozenset({axis.name}), {axis.name: axis}, variable.text
-                )
-        if name in grid.kind.required:
-            dims = [set(dims) for dims in (grid.kind.required[name], *grid.kind.otherwise.get(name, ()))]
-            certain, possible = set.intersection(*dims), set.union(*dims)
-            return _Shape(
-                frozenset(certain | axes.keys()), frozenset(possible | axes.keys()), axes, variable.text
-            )
-        if name not in MEANINGS and grid.kind is not Figure:
-            known = {*grid.kind.required, *(name for axis in axes.values() for name in axis.coords)}
+        shape = _known(variable, grid)
+        if shape is None:
+            known = {
+                *grid.kind.required,
+                *(name for axis in grid.full_axes().values() for name in axis.coords),
+            }
             hint = close(name, known) or close(name, MEANINGS) or nearest(name, known)
             self._note(variable, f"{node} is {grid.kind.name}, which has no variable {name!r}", hint)
-            return _UNKNOWN
-        return _Shape(frozenset(), grid.kind.dims | axes.keys(), axes, variable.text)
+        return shape or _UNKNOWN
 
     def _without(self, at: Expression, shape: _Shape, dims: Collection[str] | None) -> _Shape:
         """What is left of a shape when some dims, or all, are reduced."""
@@ -230,6 +217,25 @@ class _Checker:
         if axis.name in left.fixed:
             return shape.without([axis.name])
         return replace(shape, axes={**shape.axes, axis.name: left.axes[axis.name]})
+
+
+def _known(variable: Variable, grid: Grid) -> _Shape | None:
+    """What is known of a variable of a node; None when the node cannot have it."""
+    name, axes = variable.name, grid.full_axes()
+    for axis in axes.values():
+        if name in axis.coords:
+            alone = frozenset({axis.name})
+            return _Shape(alone, alone, {axis.name: axis}, variable.text)
+    if name in grid.kind.required:
+        dims = [set(dims) for dims in (grid.kind.required[name], *grid.kind.otherwise.get(name, ()))]
+        certain, possible = dims[0].intersection(*dims), dims[0].union(*dims)
+        return _Shape(
+            frozenset(certain | axes.keys()), frozenset(possible | axes.keys()), axes, variable.text
+        )
+    if name in MEANINGS or grid.kind is Figure:
+        # Perhaps a coordinate, which has none of the grid's dims.
+        return _Shape(frozenset(), grid.kind.dims | axes.keys(), axes, variable.text)
+    return None
 
 
 def _positions(axis: Axis, value: Any) -> Any:
