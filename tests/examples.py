@@ -120,7 +120,7 @@ def drawn(declared: Step, case: Case) -> Drawn:
         params = declared.params.model_validate(dict(case.params))
         slots = {name: _filled(declared, name, case) for name in declared.inputs}
         with house_style():
-            plot = declared.function.__wrapped__(**slots, params=params)  # pyright: ignore
+            plot = declared.function.__wrapped__(**slots, params=params)
             plot.figure.draw_without_rendering()
         return Drawn(plot, declared.function(**slots, params=params, job=Job()), params)
     except ValueError as error:

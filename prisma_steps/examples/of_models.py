@@ -22,10 +22,24 @@ from prisma_steps.examples.maker import (
 
 def images(make: Maker) -> tuple[Any, Any]:
     """Variables and coordinates of an example of the kind images."""
-    frames = (2 * N_FRAMES,) if make.clips else ()
-    shape = (len(IMAGES), *frames, 1, N_ROWS * PATCH, N_COLUMNS * PATCH)
-    dims = ("image", *(["frame"] if make.clips else []), "channel", "row", "column")
-    return {"pixels": (dims, make.random.integers(0, 256, shape, "uint8"))}, {**of_images(), **of_classes()}
+    import numpy as np
+
+    n_frames, n_rows, n_columns = 2 * N_FRAMES if make.clips else 1, N_ROWS * PATCH, N_COLUMNS * PATCH
+    row, column = np.indices((n_rows, n_columns))
+    pixels = np.empty((len(IMAGES), n_frames, 1, n_rows, n_columns), "uint8")
+    pixels[:] = 40 + 3 * (row + column)  # a grey slope …
+    for clip in pixels:
+        top, left = make.random.integers(0, n_rows - PATCH), make.random.integers(0, n_columns - 2 * PATCH)
+        for frame, of_frame in enumerate(clip):
+            begin = left + 2 * frame  # … before which a white square goes to the right
+            of_frame[0, top : top + PATCH, begin : begin + PATCH] = 255
+    if make.clips:
+        return {"pixels": (("image", "frame", "channel", "row", "column"), pixels)}, _known()
+    return {"pixels": (("image", "channel", "row", "column"), pixels[:, 0])}, _known()
+
+
+def _known() -> dict[str, Any]:
+    return {**of_images(), **of_classes()}
 
 
 def model(make: Maker) -> tuple[Any, Any]:
@@ -56,7 +70,7 @@ def activations(make: Maker) -> tuple[Any, Any]:
         ),
     }
     places = {dim: range(make.n_tokens) for dim in ("token", "query_token", "key_token")}
-    return data, {**of_images(), **of_classes(), **of_heads(), **places, **make.tokens()}
+    return data, {**_known(), **of_heads(), **places, **make.tokens()}
 
 
 def lens(make: Maker) -> tuple[Any, Any]:
@@ -75,7 +89,7 @@ def lens(make: Maker) -> tuple[Any, Any]:
         data[f"{prefix}_probability"] = (dims, make.uniform(0, 1, *shape))
         data["ce" if prefix == "correct" else "exit_ce"] = (dims, make.uniform(0, 2, *shape))
     coords = {"layer": range(cells[1]), "token": range(cells[2]), "place": range(2)}
-    return data, {**of_images(), **of_classes(), **coords, **make.tokens()}
+    return data, {**_known(), **coords, **make.tokens()}
 
 
 def attribution(make: Maker) -> tuple[Any, Any]:
@@ -94,7 +108,7 @@ def attribution(make: Maker) -> tuple[Any, Any]:
     }
     places = zip(("kind", "layer", "head"), list(zip(*rows, strict=True))[1:], strict=True)
     coords = {f"component_{name}": ("component", list(column)) for name, column in places}
-    return data, {**of_images(), **of_classes(), "component": [row[0] for row in rows], **coords}
+    return data, {**_known(), "component": [row[0] for row in rows], **coords}
 
 
 def attention(make: Maker) -> tuple[Any, Any]:

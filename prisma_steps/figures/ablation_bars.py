@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OF = "ablation_bars"
 
 #: Height of the figure, in inches.
-HEIGHT = 2.2
+HEIGHT = 2.4
 
 #: Width of the bars of a layer together, a layer being 1 wide.
 GROUP = 0.8
@@ -60,7 +60,7 @@ def ablation_bars(ablation: xr.Dataset, params: Params) -> Plot:
     shown = ablation[[name for name in names if name in ablation]]
     drawing, axes = subplots(params.inches, HEIGHT)
     _draw(axes[0, 0], shown, params.measure)
-    drawing.legend(loc="outside upper center", ncols=3)
+    drawing.legend(loc="outside upper center", ncols=4, columnspacing=1.2, handlelength=1.2)
     axes[0, 0].set(xlabel="Layer", ylabel=axis_label(ablation, params.measure))
     return Plot(drawing, frame(shown), _caption(ablation, params.measure))
 
@@ -85,7 +85,16 @@ def _draw(panel: Axes, shown: xr.Dataset, measure: str) -> None:
         )
     if measure in PLAIN:
         plain = float(shown[PLAIN[measure]])
-        panel.axhline(plain, color="0.4", linestyle="--", linewidth=0.8, label="plain run")
+        panel.axhline(plain, color="0.4", linestyle="--", linewidth=0.8)
+        panel.annotate(
+            "plain run",
+            (1, plain),
+            (-2, 2),
+            ("axes fraction", "data"),
+            "offset points",
+            ha="right",
+            color="0.4",
+        )
     else:
         panel.axhline(0, color="0.4", linewidth=0.6)
     cell_ticks(panel.xaxis, shown["layer"].values)

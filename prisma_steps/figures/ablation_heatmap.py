@@ -11,6 +11,7 @@ from prisma_steps.figures.style import (
     STANDARD_ERROR,
     FigureParams,
     Plot,
+    as_table,
     axis_label,
     cell_ticks,
     figure,
@@ -92,7 +93,7 @@ def _draw(panel: Axes, effect: xr.DataArray, norm: Normalize) -> None:
     cell_ticks(panel.xaxis, effect["head"].values)
     cell_ticks(panel.yaxis, effect["layer"].values)
     panel.set(xlabel="Head", ylabel="Layer")
-    panel.grid(visible=False)
+    as_table(panel)
 
 
 def _caption(ablation: xr.Dataset, shown: xr.Dataset) -> str:

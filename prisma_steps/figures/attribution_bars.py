@@ -70,10 +70,14 @@ def _draw(shown: pd.DataFrame, params: Params, n_images: int) -> Figure:
         ylabel="Component",
         ylim=(len(shown) - 0.4, -0.6),
     )
-    panel.set_yticks(range(len(shown)), [str(name).replace("_", " ") for name in shown["component"]])
+    panel.set_yticks(range(len(shown)), [_name(str(name)) for name in shown["component"]])
     panel.grid(False, axis="y")
     drawing.legend(loc="outside upper center", ncols=4)
     return drawing
+
+
+def _name(component: str) -> str:
+    return component.replace("_", " ").replace("mlp", "MLP").replace("cls", "CLS")
 
 
 def _caption(attribution: xr.Dataset, shown: pd.DataFrame, n_components: int) -> str:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 from prisma_steps.figures.average import average, frame, largest_error
 from prisma_steps.figures.patch_grid import require_tokens, token_axis
-from prisma_steps.figures.style import FigureParams, Plot, axis_label, cell_ticks, figure, require, subplots
+from prisma_steps.figures.style import (
+    FigureParams,
+    Plot,
+    as_table,
+    axis_label,
+    cell_ticks,
+    figure,
+    require,
+    subplots,
+)
 from prisma_steps.schema import Lens
 from prisma_steps.step import Field
 
@@ -47,7 +56,7 @@ def lens_heatmap(lens: xr.Dataset, params: Params) -> Plot:
     token_axis(panel, lens["token_kind"], line="white")
     cell_ticks(panel.yaxis, lens["layer"].values)
     panel.set(xlabel="Token", ylabel="Layer")
-    panel.grid(False)
+    as_table(panel)
     drawing.colorbar(drawn, ax=panel, label=axis_label(lens, params.measure))
     of = f"mean of {lens.sizes['image']} images{largest_error(shown)}"
     caption = (

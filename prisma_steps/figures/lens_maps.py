@@ -53,9 +53,10 @@ def lens_maps(lens: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
     n_panels = cells.sizes["layer"] + 1
     per_row = min(PER_ROW[params.width], n_panels)
     rows, side = ceil(n_panels / per_row), params.inches / per_row
-    drawing, axes = subplots(params.inches, rows * (side + TITLE) + LEGEND, rows, per_row)
     stills = stills_of(pixels_of(images, image, of="lens_maps"), len(frames_of(lens)))
     still = stills[frames_of(lens).index(params.frame)]
+    height = side * still.shape[0] / still.shape[1] + TITLE
+    drawing, axes = subplots(params.inches, rows * height + LEGEND, rows, per_row)
     _show_image(axes.flat[0], still)
     for panel, layer in zip(axes.flat[1:], cells["layer"].values, strict=False):
         _show_map(panel, still, cells.sel(layer=layer), colours, _names(lens))

@@ -139,11 +139,16 @@ def _per_row(effect: xr.DataArray, panels: Sequence[Panel], params: Params) -> i
     """Panels in a row: all frames of a layer, or all its heads, where they fit."""
     if not panels[0].is_map:
         most = TABLES_PER_ROW if "token" in effect.dims else PER_ROW
-        return min(most[params.width], len(panels))
+        return _balanced(len(panels), most[params.width])
     n_frames, n_heads = len(frames_of(effect)), effect.sizes.get("head", 1)
     natural = n_frames if n_frames > 1 else n_heads
     together = 1 < natural <= MOST_PER_ROW[params.width]
-    return natural if together else min(PER_ROW[params.width], len(panels))
+    return natural if together else _balanced(len(panels), PER_ROW[params.width])
+
+
+def _balanced(count: int, most: int) -> int:
+    """Panels in a row, of no more rows than needed, as equally long as can be."""
+    return ceil(count / ceil(count / most))
 
 
 def _caption(patching: xr.Dataset, effect: xr.Dataset, n_pairs: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prisma_steps.figures.patch_grid import frames_of, on_grid, others, token_axis
-from prisma_steps.figures.style import cell_ticks
+from prisma_steps.figures.style import as_table, cell_ticks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,6 +95,7 @@ def _draw_map(axes: Axes, cells: xr.DataArray, norm: Normalize) -> None:
         _draw_aside(axes, aside, (rows - aside.size) / 2, norm)
     axes.set(xlim=(ASIDE - 0.1, columns + 0.1), ylim=(rows + 0.1, -0.1))
     axes.set_axis_off()
+    axes.title.set_x((columns / 2 - ASIDE + 0.1) / (columns - ASIDE + 0.2))  # above the patches
 
 
 def _draw_aside(axes: Axes, aside: xr.DataArray, top: float, norm: Normalize) -> None:
@@ -118,7 +119,7 @@ def _draw_table(axes: Axes, cells: xr.DataArray, norm: Normalize) -> None:
     across = str(cells.dims[1])
     by_token = across == "token"
     axes.imshow(cells.values, norm=norm, cmap=COLOURS, aspect="auto" if by_token else "equal")
-    axes.grid(visible=False)
+    as_table(axes)
     axes.set_ylabel("Layer")
     cell_ticks(axes.yaxis, cells["layer"].values)
     axes.set_xlabel({"patch_frame": "Frame"}.get(across, across.capitalize()))

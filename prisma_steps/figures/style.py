@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -230,6 +231,12 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(10, subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def as_table(panel: Axes) -> None:
+    """The look of a table of cells: a thin frame and no grid."""
+    panel.grid(visible=False)
+    panel.spines[:].set(visible=True, color="0.4", linewidth=0.4)
 
 
 def cell_ticks(axis: Axis, values: np.ndarray, names: Mapping[int, str] | None = None) -> None:

@@ -205,10 +205,16 @@ def _show_map(panel: Axes, still: np.ndarray, patches: np.ndarray, colours: Scal
 
 
 def shaded(patches: np.ndarray, still: np.ndarray) -> np.ndarray:
-    """Colours of patches [patch_row, patch_col, 3] over an image [row, column, 3], which shades them."""
+    """Colours of patches [patch_row, patch_col, 3] over an image [row, column, 3], which shades them.
+
+    Where most of the image is black (sprites, digits) the negative shades them: the colours of the background
+    are then those of the scale.
+    """
     import numpy as np
 
     grey = still.mean(-1, keepdims=True) / 255
+    if (grey == 0).mean() > 0.5:
+        grey = 1 - grey
     row, column = (
         np.arange(size) * count // size for size, count in zip(grey.shape, patches.shape[:2], strict=False)
     )

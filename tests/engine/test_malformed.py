@@ -749,7 +749,8 @@ def test_mistakes_that_show_only_in_a_run(
     assert "it must hold image files or folders of them" in messages["empty"]
     assert re.search(r"\bk\b.*17.*16", messages["sae"])
     assert "no site 'mlp_post'" in messages["neurons"]
-    assert "its input 'activations' has no pattern, head, query_token, key_token; it has the dims" in (
-        messages["maps"]
+    assert (
+        "its input 'activations' has no pattern, head, query_token, key_token; it has the dims"
+        in (messages["maps"])
     )
     assert "(inputs: activations is the node acts, images is the node digits)" in messages["maps"]

@@ -106,6 +106,16 @@ def still(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, -1)
 
 
+def test_a_black_background_leaves_the_colours_as_they_are() -> None:
+    colours = np.array([[[0.2, 0.4, 1.0], [1.0, 0.8, 0.6]]])
+    sprite = np.zeros((2, 4, 3), "uint8")
+    sprite[0, 1] = 255
+    found = shaded(colours, sprite)
+    np.testing.assert_allclose(found[0, 1], colours[0, 0] * (1 - SHADE))
+    sprite[0, 1] = 0
+    np.testing.assert_allclose(shaded(colours, sprite), found[1:].repeat(2, 0))
+
+
 def test_more_maps_than_fit_on_a_page(activations: xr.Dataset, images: xr.Dataset) -> None:
     deep = xr.concat([activations] * 20, "layer").assign_coords(layer=range(40))
     assert draw(deep, images, Params(layers=[*range(12)])).figure.get_figheight() < 9.5
