@@ -61,7 +61,7 @@ def token_axis(panel: Axes, tokens: xr.DataArray, line: str) -> None:
     frames = [0 if kind == "patch" else -1 for kind in kinds]
     if "patch_frame" in tokens.coords:
         frames = tokens["patch_frame"].values.tolist()
-    names = {place: _token_name(kinds[place]) for place in _aside_places(kinds)}
+    names: dict[float, str] = {place: _token_name(kinds[place]) for place in _aside_places(kinds)}
     numbers = sorted({*frames} - {-1})
     for number in numbers:
         patches = [place for place, frame in enumerate(frames) if frame == number]

@@ -45,8 +45,8 @@ def rollout_maps(attention: xr.Dataset, images: xr.Dataset, params: Params) -> P
         )
     require(attention, "image", "layer", "query_token", "key_token", of=OF)
     tokens = tokens_of(attention, "Describe attention anew.", OF)
-    everything = list(range(attention.sizes["image"]))
-    ids = image_ids(attention, everything if params.image is None else params.image, OF)
+    kept = attention["image"].values.tolist()
+    ids = kept if params.image is None else image_ids(attention, params.image, OF)
     pixels = {name: pixels_of(images, name, OF) for name in ids}
     maps = of_query(attention["attention_rollout"].sel(image=ids), tokens, params.query, OF)
     maps = maps.transpose("image", "layer", "token").load()
