@@ -57,7 +57,7 @@ def lens_maps(lens: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
     still = stills[frames_of(lens).index(params.frame)]
     height = side * still.shape[0] / still.shape[1] + TITLE
     drawing, axes = subplots(params.inches, rows * height + LEGEND, rows, per_row)
-    _show_image(axes.flat[0], still)
+    _show_image(axes.flat[0], still, f"Frame {params.frame}" if len(stills) > 1 else "Image")
     for panel, layer in zip(axes.flat[1:], cells["layer"].values, strict=False):
         _show_map(panel, still, cells.sel(layer=layer), colours, _names(lens))
         panel.set_title("Embedding" if layer == 0 else f"After {layer} block{'s' * bool(layer > 1)}")
@@ -99,9 +99,9 @@ def _name(number: int, names: list[str] | None) -> str:
     return f"class {number}" if names is None else str(names[number])
 
 
-def _show_image(panel: Axes, still: np.ndarray) -> None:
+def _show_image(panel: Axes, still: np.ndarray, title: str) -> None:
     panel.imshow(still)
-    panel.set_title("Image")
+    panel.set_title(title)
     bare(panel)
 
 

@@ -27,6 +27,9 @@ SMALLEST, LARGEST, PAGE = 0.3, 1.6, 9.4
 #: How much darker a black pixel makes a map than a white one.
 SHADE = 0.2
 
+#: Grey, from 0 to 1, below which a pixel is dark.
+DARK = 0.1
+
 #: Colour of the outline of the query.
 MARK = "#de8f05"
 
@@ -43,16 +46,18 @@ class Sheet:
         left: where the first column begins.
         width: of a panel.
         height: of a panel.
+        text: space below a panel.
     """
 
     drawing: Figure
     left: float
     width: float
     height: float
+    text: float
 
     def panel(self, row: float, column: int) -> Axes:
         """New axes; a row between two whole numbers lies between their rows."""
-        top = TITLE + row * (TITLE + self.height + TEXT)
+        top = TITLE + row * (TITLE + self.height + self.text)
         return self._axes(self.left + column * (self.width + GAP), top, self.width, self.height)
 
     def colour_bar(self, colours: ScalarMappable, label: str) -> None:
@@ -68,7 +73,7 @@ class Sheet:
         )
 
 
-def sheet(across: float, rows: int, columns: int, aspect: float, names: float, of: str) -> Sheet:
+def sheet(across: float, rows: int, columns: int, aspect: float, clips: bool, of: str) -> Sheet:
     """A page ``across`` wide whose panels are as large as width and height of a page allow.
 
     Args:
@@ -76,7 +81,7 @@ def sheet(across: float, rows: int, columns: int, aspect: float, names: float, o
         rows: rows of panels.
         columns: columns of panels.
         aspect: height of a panel over its width.
-        names: space at the left.
+        clips: whether words about maps stand left of them, and not below.
         of: name of the figure.
 
     Raises:
@@ -84,7 +89,8 @@ def sheet(across: float, rows: int, columns: int, aspect: float, names: float, o
     """
     from matplotlib.figure import Figure
 
-    by_height = ((PAGE - BAR) / rows - TITLE - TEXT) / aspect
+    names, text = (NAMES, 0) if clips else (0, TEXT)
+    by_height = ((PAGE - BAR) / rows - TITLE - text) / aspect
     width = min((across - names - GAP) / columns - GAP, by_height, LARGEST)
     if width < SMALLEST:
         raise StepError(
@@ -92,8 +98,8 @@ def sheet(across: float, rows: int, columns: int, aspect: float, names: float, o
         )
     height = width * aspect
     used = names + columns * (width + GAP) + GAP
-    page = Figure(figsize=(across, rows * (TITLE + height + TEXT) + BAR))
-    return Sheet(page, (across - used) / 2 + names + GAP, width, height)
+    page = Figure(figsize=(across, rows * (TITLE + height + text) + BAR))
+    return Sheet(page, (across - used) / 2 + names + GAP, width, height, text)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def draw_maps(
     stills = [stills_of(images[name], len(frames)) for name in maps["image"].values.tolist()]
     height, width, _ = stills[0][0].shape
     rows, columns = (1 + down * across, len(frames)) if clips else (down, across + 1)
-    page = sheet(inches, n_images * rows, columns, height / width, NAMES * clips, of)
+    page = sheet(inches, n_images * rows, columns, height / width, clips, of)
     colours = ScalarMappable(Normalize(0, float(maps.where(maps["token_kind"] == "patch").max())), "Blues")
     for place, (of_image, shown) in enumerate(zip(maps, stills, strict=True)):
         (_draw_clip if clips else _draw_still)(page, place * rows, of_image, shown, look, colours)
@@ -207,13 +213,13 @@ def _show_map(panel: Axes, still: np.ndarray, patches: np.ndarray, colours: Scal
 def shaded(patches: np.ndarray, still: np.ndarray) -> np.ndarray:
     """Colours of patches [patch_row, patch_col, 3] over an image [row, column, 3], which shades them.
 
-    Where most of the image is black (sprites, digits) the negative shades them: the colours of the background
+    Where most of the image is dark (sprites, digits) the negative shades them: the colours of the background
     are then those of the scale.
     """
     import numpy as np
 
     grey = still.mean(-1, keepdims=True) / 255
-    if (grey == 0).mean() > 0.5:
+    if (grey < DARK).mean() > 0.5:
         grey = 1 - grey
     row, column = (
         np.arange(size) * count // size for size, count in zip(grey.shape, patches.shape[:2], strict=False)
