@@ -571,6 +571,32 @@ def label(data: xr.Dataset) -> xr.Dataset:
     return data
 
 
+def example(
+    kind: Kind, seed: int = 0, *, clips: bool = False, cells: Sequence[str] = ("token",)
+) -> xr.Dataset:
+    """A small made-up artifact of a kind, with all labels of a real one, to try a step or a figure on.
+
+    Args:
+        kind: of which kind.
+        seed: of its random numbers.
+        clips: of a model of clips, with ``patch_frame`` beside ``patch_row`` and ``patch_col``.
+        cells: what is patched or ablated one by one in each layer: token, head, or (patched) both.
+
+    Raises:
+        SchemaError: when there is no example of the kind, or it does not fit the kind.
+    """
+    from prisma_steps.examples import MAKERS, made_up
+
+    if kind.name not in MAKERS:
+        raise SchemaError(
+            f"there is no example of {kind.name}: add a function that makes one to prisma_steps/examples/, "
+            "and name it in MAKERS there"
+        )
+    data = label(made_up(kind.name, seed, clips, cells))
+    check(data, kind)
+    return data
+
+
 def check(data: xr.Dataset, kind: Kind) -> None:
     """Raise ``SchemaError`` with every way in which ``data`` is not an artifact of ``kind``."""
     problems = []
