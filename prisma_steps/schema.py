@@ -406,6 +406,13 @@ class Kind:
         """Kinds are told apart by their names."""
         return hash(self.name)
 
+    def takes(self, other: Kind) -> bool:
+        """Whether a slot of this kind takes an artifact of the other."""
+        return self == other or (self == Anything and other != Figure)
+
+
+#: A slot of this kind takes the data of any node but a figure.
+Anything = Kind("any", frozenset())
 
 Images = Kind(
     "images",

@@ -1,8 +1,8 @@
 """Where the nodes of an experiment and the lines between them go in the drawing of its graph.
 
-Layers from left to right, each node right of all that it is made of (Sugiyama, Tagawa & Toda 1981): lines that
-pass a layer have a place of their own in it, shared by all lines of one node; in each layer the order follows
-the mean place of the neighbours.
+Layers from left to right, each node right of all that it is made of (Sugiyama, Tagawa & Toda 1981): lines
+that pass a layer have a place of their own in it, shared by all lines of one node; in each layer the order
+follows the mean place of the neighbours.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ FIGURES = [
     "patching_heatmap",
     "sae_l0_by_layer",
     "sae_pareto",
+    "table",
     "training_curves",
 ]
 FILES = ["figure.pdf", "figure.png", "numbers.csv"]
