@@ -153,7 +153,9 @@ def _made(plan: Plan, job: JobPlan) -> Made:
     if job.inputs:
         return Made(job.key, job.point, _place(job))
     manifest = plan.store.artifact(job.step, job.key).manifest
-    return Made(job.key, job.point, _place(job), manifest["digest"], manifest["parameters"])
+    effective = {*job.identity["parameters"], *job.identity.get("outside", ())}
+    parameters = {name: value for name, value in manifest["parameters"].items() if name in effective}
+    return Made(job.key, job.point, _place(job), manifest["digest"], parameters)
 
 
 def _place(job: JobPlan) -> str:

@@ -90,7 +90,7 @@ def draw(vertices: Sequence[Vertex]) -> Drawing:
     paths = [
         _path(start, vertex.name, layers, middles, edges) for vertex in vertices for start in vertex.inputs
     ]
-    lowest = max(box.y + box.height for box in boxes.values())
+    lowest = max(middle + _height(item) / 2 for item, middle in middles.items())
     return Drawing(left - ACROSS + MARGIN, lowest + MARGIN, boxes, paths)
 
 
