@@ -6,14 +6,14 @@ https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,19 +41,25 @@ class Browser:
 
     def __init__(self) -> None:
         self._profile = tempfile.mkdtemp(prefix="prisma-steps-chromium-")
-        read, theirs = os.pipe()
-        theirs_in, write = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes answers to 4.
-        words = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs}', "sh", program(), *self._options()]
-        self._process = subprocess.Popen(
-            words, pass_fds=(theirs_in, theirs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(theirs_in)
-        os.close(theirs)
-        self._in, self._out = os.fdopen(write, "wb"), os.fdopen(read, "rb")
+        commands, answers = os.pipe(), os.pipe()
+        self._process = self._spawn(commands[0], answers[1])
+        self._in, self._out = commands[1], answers[0]
         self._buffer = b""
         self._count = 0
         self.events: list[dict[str, Any]] = []
+
+    def _spawn(self, commands: int, answers: int) -> int:
+        """Start Chromium, which reads commands from descriptor 3 and writes answers to 4."""
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        actions = [
+            *((os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(ends, 3)),
+            *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)),
+        ]
+        words = [program(), *self._options()]
+        process = os.posix_spawn(words[0], words, os.environ, file_actions=actions)
+        for end in (commands, answers, *ends):
+            os.close(end)
+        return process
 
     def _options(self) -> Sequence[str]:
         return (
@@ -76,11 +82,13 @@ class Browser:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         try:
             self.call("Browser.close")
+        except OSError:  # it is gone already
+            pass
         finally:
-            self._process.kill()
-            self._process.wait()
-            self._in.close()
-            self._out.close()
+            os.kill(self._process, signal.SIGKILL)
+            os.waitpid(self._process, 0)
+            os.close(self._in)
+            os.close(self._out)
             shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
@@ -89,8 +97,9 @@ class Browser:
         message = {"id": self._count, "method": method, "params": params}
         if session is not None:
             message["sessionId"] = session
-        self._in.write(json.dumps(message).encode() + b"\0")
-        self._in.flush()
+        left = json.dumps(message).encode() + b"\0"
+        while left:
+            left = left[os.write(self._in, left) :]
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             answer = self._receive()
@@ -112,9 +121,9 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            read = os.read(self._out.fileno(), 2**20)
+            read = os.read(self._out, 2**20)
             if not read:
-                raise EOFError("Chromium ended")
+                raise BrokenPipeError("Chromium ended")
             self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -164,10 +173,3 @@ class Tab:
         """The whole page as PNG."""
         shown = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(shown["data"]))
-
-
-@contextmanager
-def opened() -> Iterator[Browser]:
-    """A browser for as long as the context lasts."""
-    with Browser() as browser:
-        yield browser
