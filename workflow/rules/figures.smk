@@ -319,3 +319,23 @@ rule metric_by_axis:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule table:
+    input:
+        missing_inputs,
+    output:
+        done("table"),
+    log:
+        f"{RUN}/table/{{key}}.log",
+    benchmark:
+        f"{RUN}/table/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
