@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from prisma_steps.figures.average import average, frame
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Height of a panel, in inches.
-HEIGHT = 2.2
+#: Height of a panel in inches, and the letters that fit along it.
+HEIGHT, LETTERS = 2.2, 36
 
 
 class Params(GridParams):
@@ -76,17 +77,21 @@ def _draw(
         _draw_line(axes[0, line.panel], line, params, places)
     for panel, title in zip(axes[0], panels, strict=True):
         panel.set(title=title, xlabel=_title(data, params.along))
-    axes[0, 0].set_ylabel(axis_label(data, params.variable))
+    axes[0, 0].set_ylabel(fill(axis_label(data, params.variable), LETTERS))
     return drawing, axes
 
 
 def _draw_line(panel: Axes, line: Line, params: Params, places: dict[Any, float]) -> None:
     there = line.points.dropna(subset=[params.variable])
     there = there.assign(place=[places[value] for value in there[params.along]]).sort_values("place")
-    errors = there.get(params.variable + STANDARD_ERROR)
-    panel.errorbar(
-        there["place"], there[params.variable], yerr=errors, **line.look, elinewidth=0.8, capsize=1.5
-    )
+    # What lies in no frame comes before none: no line leads from it to the first one.
+    aside = there["place"] < 0 if params.along == "patch_frame" else there["place"].isna()
+    for part in (there[aside], there[~aside]):
+        if len(part):
+            errors = part.get(params.variable + STANDARD_ERROR)
+            panel.errorbar(
+                part["place"], part[params.variable], yerr=errors, **line.look, elinewidth=0.8, capsize=1.5
+            )
 
 
 def _are_numbers(values: list[Any]) -> bool:
@@ -113,6 +118,7 @@ def _ticks(panels: np.ndarray, shown: xr.Dataset, along: str) -> None:
 def _title(data: xr.Dataset, along: str) -> str:
     title, _ = names(data, along)
     title = title.replace("n ", "number of ", 1) if title.startswith("n ") else title
+    title = "frame" if along == "patch_frame" else title
     return title[:1].upper() + title[1:]
 
 
@@ -120,7 +126,7 @@ def _mark(panels: np.ndarray, level: float, word: str) -> None:
     for panel in panels:
         panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
     where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    panels[-1].annotate(word, (1, level), (-2, 2), **where, ha="right", va="bottom", color="0.4")
+    panels[-1].annotate(word, (1, level), (2, 0), **where, ha="left", va="center", color="0.4")
 
 
 def _caption(data: xr.Dataset, params: Params) -> str:

@@ -101,8 +101,12 @@ def test_another_dim_may_be_averaged_and_what_lies_in_no_frame_is_cls() -> None:
     )
     plot = draw(data, Params(variable="probability", along="patch_frame", over="pair"))
     for layer in (0, 1):
-        assert lines(plot)[layer] == list(zip([-1, 0, 1], values[:, layer].mean(0), strict=True))
-        np.testing.assert_allclose(bars(plot)[layer], values[:, layer].std(0, ddof=1) / 3, rtol=1e-12)
+        aside, line = lines(plot)[2 * layer : 2 * layer + 2]
+        assert [*aside, *line] == list(zip([-1, 0, 1], values[:, layer].mean(0), strict=True))
+        assert len(aside) == 1
+        errors = np.concatenate(bars(plot)[2 * layer : 2 * layer + 2])
+        np.testing.assert_allclose(errors, values[:, layer].std(0, ddof=1) / 3, rtol=1e-12)
+    assert plot.figure.axes[0].get_xlabel() == "Frame"
     assert [tick.get_text() for tick in plot.figure.axes[0].get_xticklabels()] == ["CLS", "0", "1"]
     assert plot.caption.endswith("Mean of 9 pairs, bars ± 1 standard error.")
 
