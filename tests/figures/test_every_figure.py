@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -102,7 +103,7 @@ def test_texts_lie_apart_and_on_the_page(name: str, number: int) -> None:
         assert min(across, down) < 1, f"{one!r} lies on {other!r}"
 
 
-def texts(figure: object) -> Iterator[Text]:
+def texts(figure: Figure) -> Iterator[Text]:
     """All that is written and visible, labels of ticks outside of the limits left out."""
     for axes in figure.axes:
         written = [axes.title, *axes.texts]
@@ -187,6 +188,38 @@ def is_blank(picture: Image.Image) -> bool:
 def test_caption_is_a_sentence(name: str, number: int) -> None:
     caption = of(name, number).output.data.attrs["caption"]
     assert caption[0].isupper() and caption.endswith(".") and "nan" not in caption
+
+
+SPOILED: dict[str, tuple[Callable[[Figure], object], str]] = {
+    "axes without data": (lambda figure: figure.add_axes((0.4, 0.4, 0.1, 0.1)), "no_axes_are_empty"),
+    "an axis without a label": (lambda figure: figure.axes[0].set_xlabel(""), "axes_are_labelled"),
+    "a label without units": (lambda figure: figure.axes[0].set_xlabel("L0"), "labels_have_units"),
+    "two texts in one place": (
+        lambda figure: [figure.text(0.5, 0.5, text) for text in "ab"],
+        "texts_lie_apart_and_on_the_page",
+    ),
+    "a text beyond the page": (
+        lambda figure: figure.text(0.99, 0.5, "beyond"),
+        "texts_lie_apart_and_on_the_page",
+    ),
+    "a line of other numbers": (
+        lambda figure: figure.axes[0].plot([10, 20], [0.111, 0.222]),
+        "numbers_hold_what_is_drawn",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "check"), SPOILED.values(), ids=SPOILED)
+def test_what_is_wrong_is_found(
+    spoil: Callable[[Figure], object], check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = of.__wrapped__("sae_pareto", 0)
+    folder = (tmp_path,) if check.startswith("numbers") else ()
+    monkeypatch.setitem(globals(), "of", lambda *_: found)
+    globals()[f"test_{check}"]("sae_pareto", 0, *folder)
+    spoil(found.plot.figure)
+    with pytest.raises(AssertionError):
+        globals()[f"test_{check}"]("sae_pareto", 0, *folder)
 
 
 def test_a_figure_without_an_example_says_what_to_add() -> None:
