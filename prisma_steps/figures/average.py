@@ -36,4 +36,6 @@ def largest_error(averaged: xr.Dataset) -> str:
 def frame(data: xr.Dataset) -> pd.DataFrame:
     """One row for every point of the grid: dims, then coordinates along them, then variables."""
     scalars = [name for name in data.coords if data[name].ndim == 0]
+    if not data.dims:
+        return data.drop_vars(scalars).expand_dims("point").to_dataframe().reset_index(drop=True)
     return data.drop_vars(scalars).to_dataframe(dim_order=list(data.dims)).reset_index()

@@ -9,6 +9,7 @@ from functools import partial, wraps
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prisma_steps import schema
@@ -93,11 +94,13 @@ class Plot(NamedTuple):
         figure: the drawing.
         numbers: one row for every plotted point or cell, exactly what is drawn.
         caption: what is to be seen, with units and n; used unless the user gives a caption.
+        files: content of files besides the drawing and its numbers, by name.
     """
 
     figure: Figure
     numbers: pd.DataFrame
     caption: str
+    files: Mapping[str, bytes] = MappingProxyType({})
 
 
 def figure(
@@ -275,6 +278,7 @@ def _output(plot: Plot, caption: str) -> Output:
         ),
         "figure.png": _rendered(plot.figure, "png", {"Software": None}),
         "numbers.csv": plot.numbers.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode(),
+        **plot.files,
     }
     data = _labelled(plot.numbers).assign_attrs(caption=caption)
     return Output(data, {name: partial(_write, content) for name, content in contents.items()})
