@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from prisma_steps import fingerprint
+from prisma_steps.claims.table import row
 from prisma_steps.excerpt import excerpt
+from prisma_steps.judging import verdicts
 from prisma_steps.plan import JobPlan, Plan
 from prisma_steps.report.page import FigureEntry, Made, NodeEntry, Page, Provenance, Upstream, render_page
 from prisma_steps.store import Stored
@@ -49,7 +51,8 @@ def page_of(plan: Plan) -> Path:
 
 def _shown(plan: Plan) -> str:
     """Digest of all that the folder shows: artifacts never change, so their keys stand for them."""
-    own = [Path(__file__), *sorted((Path(__file__).parent / "report").glob("*"))]
+    here = Path(__file__)
+    own = [here, *(file for name in ("report", "claims") for file in sorted((here.parent / name).glob("*")))]
     code = [path.stat().st_mtime_ns for path in own if path.is_file()]
     folder = [str(plan.store.root.resolve()), plan.experiment.text, sorted(plan.present), code]
     return fingerprint.digest(folder)
@@ -70,6 +73,7 @@ def _publish(plan: Plan, folder: Path, page: Path) -> None:
         figures=figures,
         nodes=[_node(plan, name, nodes) for name in plan.experiment.order],
         date=time.strftime("%Y-%m-%d %H:%M"),
+        claims=[row(verdict) for verdict in verdicts(plan)],
     )
     with _replacing(page) as unfinished:
         unfinished.write_text(render_page(content), encoding="utf-8")
