@@ -22,6 +22,7 @@ DIMS: Mapping[str, str] = {
     "row": "a pixel row, from the top",
     "column": "a pixel column, from the left",
     "token": "a position of the transformer's sequence",
+    "patch_frame": "tokens of one frame together, −1 for those that lie in none",
     "query_token": "the token that attends",
     "key_token": "the token attended to",
     "layer": "a block, counted from 0",
@@ -474,13 +475,13 @@ Pairs = Kind(
 )
 Patching = Kind(
     "patching",
-    frozenset({"pair", "site", "layer", "token", "head"}),
+    frozenset({"pair", "site", "layer", "token", "head", "patch_frame"}),
     required={"logit_difference": ("pair", "layer", "token")},
     otherwise={
         "logit_difference": [
             ("pair", *several, "layer", *cells)
             for several in ((), ("site",))
-            for cells in (("token",), ("head",), ("head", "token"))
+            for cells in (("token",), ("head",), ("head", "token"), ("patch_frame",))
         ]
     },
     seldom=frozenset({"site"}),

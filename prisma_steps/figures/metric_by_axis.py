@@ -26,6 +26,9 @@ class Params(GridParams):
 
     variable: str = Field(description="variable of the node, with a number for each point of the grid")
     along: str = Field(description="grid axis, or dim of the variable, that lines run along")
+    over: str = Field(
+        "seed", description="grid axis or dim that is averaged; bars are ± one standard error over it"
+    )
     level: float | None = Field(None, description="value of the variable to mark with a dotted line")
     level_name: str = Field("chance", description="the word beside the dotted line")
 
@@ -34,8 +37,8 @@ class Params(GridParams):
 def metric_by_axis(data: xr.Dataset, params: Params) -> Plot:
     """Plot a variable of any node against one axis of its grid, a line for each point of the others.
 
-    Seeds are averaged; error bars are ± one standard error. An axis of numbers has them to scale, any other
-    has its values side by side.
+    Seeds (or ``over``) are averaged; error bars are ± one standard error. An axis of numbers has them to
+    scale, any other has its values side by side.
 
     Raises:
         StepError: when the variable or the axis is not there, or there are no numbers to plot.
@@ -43,8 +46,8 @@ def metric_by_axis(data: xr.Dataset, params: Params) -> Plot:
     require(data, params.variable, params.along, of="metric_by_axis")
     _check(data[params.variable], params.along)
     shown = data[[params.variable]]
-    if params.along != "seed":
-        shown = average(shown, "seed")
+    if params.along != params.over:
+        shown = average(shown, params.over)
     encoding = encode(shown, params, inner=(params.along,), of="metric_by_axis")
     points = frame(shown)
     drawing, axes = _draw(data, params, encoding, points)
@@ -101,6 +104,8 @@ def _ticks(panels: np.ndarray, shown: xr.Dataset, along: str) -> None:
     if _are_numbers(values) and len(values) > 8:
         return
     _, texts = names(shown, along)
+    if along == "patch_frame":
+        texts = tuple("CLS" if text == "-1" else text for text in texts)
     for panel in panels:
         panel.set_xticks(list(_places(values).values()), texts)
 
@@ -119,8 +124,8 @@ def _mark(panels: np.ndarray, level: float, word: str) -> None:
 
 
 def _caption(data: xr.Dataset, params: Params) -> str:
-    seeds = data.sizes.get("seed", 1) if params.along != "seed" else 1
-    averaged = f" Mean of {seeds} seeds, bars ± 1 standard error." if seeds > 1 else ""
+    n = data.sizes.get(params.over, 1) if params.along != params.over else 1
+    averaged = f" Mean of {n} {params.over}s, bars ± 1 standard error." if n > 1 else ""
     marked = f" Dotted: {params.level_name}." if params.level is not None else ""
     by = _title(data, params.along)
     return f"{axis_label(data, params.variable)} by {by[:1].lower()}{by[1:]}.{marked}{averaged}"
