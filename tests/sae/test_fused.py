@@ -48,7 +48,9 @@ def made(case: str) -> Autoencoder:
     autoencoder.initialise(0.1 * torch.randn(autoencoder.shape.d_out, generator=generator), generator)
     with torch.no_grad():
         autoencoder.W_enc += 0.05 * torch.randn(autoencoder.W_enc.shape, generator=generator)
-        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator) - 2 * (case == "relu, few")
+        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator)
+        if case == "relu, few":  # two standard deviations of what a latent reads of N(0, 1)
+            autoencoder.b_enc -= 2 * autoencoder.W_enc.norm(dim=0)
     return autoencoder
 
 
