@@ -214,6 +214,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "test_accuracy_history": Meaning("test accuracy during training", "1"),
     "checkpoint_test_loss": Meaning("test cross-entropy of the weights that were kept", "nat"),
     "checkpoint_test_accuracy": Meaning("test accuracy of the weights that were kept", "1"),
+    "validation_loss": Meaning("validation cross-entropy", "nat"),
+    "best_step": Meaning("optimiser steps after which the validation loss was lowest", "step"),
     "learning_rate": Meaning("learning rate", "1"),
     "n_train": Meaning("training images", "image"),
     "n_test": Meaning("test images", "image"),
@@ -406,6 +408,13 @@ class Kind:
         """Kinds are told apart by their names."""
         return hash(self.name)
 
+    def takes(self, other: Kind) -> bool:
+        """Whether a slot of this kind takes an artifact of the other."""
+        return self == other or (self == Anything and other != Figure)
+
+
+#: A slot of this kind takes the data of any node but a figure.
+Anything = Kind("any", frozenset())
 
 Images = Kind(
     "images",

@@ -290,6 +290,19 @@ FILES = {
             )
         ],
     ),
+    "a figure of a figure": (
+        f"nodes:\n{SPRITES}{VIT}  plot: {{figure: training_curves, model: vit}}\n"
+        "  again: {figure: metric_by_axis, data: plot, variable: x, along: n_layers}\n",
+        [
+            Told(
+                5,
+                35,
+                "again.data",
+                "plot is figure (from training_curves), expected any",
+                "nodes of kind any: sprites, vit",
+            )
+        ],
+    ),
     "slot of a kind that there is no node of": (
         "nodes:\n  a: {step: train_vit, images: b}\n  b: {step: train_sae, activations: c}\n"
         "  c: {step: train_sae, activations: c2}\n",

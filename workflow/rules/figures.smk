@@ -239,3 +239,23 @@ rule steering_curves:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule metric_by_axis:
+    input:
+        missing_inputs,
+    output:
+        done("metric_by_axis"),
+    log:
+        f"{RUN}/metric_by_axis/{{key}}.log",
+    benchmark:
+        f"{RUN}/metric_by_axis/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
