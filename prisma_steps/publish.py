@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prisma_steps import fingerprint
+from prisma_steps.claims.table import row
+from prisma_steps.judging import verdicts
 from prisma_steps.plan import JobPlan, Plan
 from prisma_steps.report.page import FigureEntry, NodeEntry, Page, Provenance, Upstream, render_page
 from prisma_steps.store import Stored
@@ -42,7 +44,8 @@ def page_of(plan: Plan) -> Path:
 
 def _shown(plan: Plan) -> str:
     """Digest of all that the folder shows: artifacts never change, so their keys stand for them."""
-    own = [Path(__file__), *sorted((Path(__file__).parent / "report").glob("*"))]
+    here = Path(__file__)
+    own = [here, *(file for name in ("report", "claims") for file in sorted((here.parent / name).glob("*")))]
     code = [path.stat().st_mtime_ns for path in own if path.is_file()]
     folder = [str(plan.store.root.resolve()), plan.experiment.text, sorted(plan.present), code]
     return fingerprint.digest(folder)
@@ -61,6 +64,7 @@ def _publish(plan: Plan, folder: Path, page: Path) -> None:
         figures=figures,
         nodes=[_node(plan, name, plan.grids[name].values()) for name in plan.experiment.order],
         date=time.strftime("%Y-%m-%d %H:%M"),
+        claims=[row(verdict) for verdict in verdicts(plan)],
     )
     with _replacing(page) as unfinished:
         unfinished.write_text(render_page(content), encoding="utf-8")

@@ -12,6 +12,8 @@ from urllib.parse import quote, urlsplit
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from prisma_steps.claims.table import Row
+
 __all__ = ["FigureEntry", "NodeEntry", "Page", "Provenance", "Upstream", "render_page"]
 
 
@@ -116,6 +118,7 @@ class Page:
         figures: its figures, in the order of the file.
         nodes: its nodes, in the order of the file.
         date: when the page was made, as it is to be shown.
+        claims: what it claims and what became of it, in the order of the file.
     """
 
     title: str
@@ -124,6 +127,7 @@ class Page:
     figures: Sequence[FigureEntry]
     nodes: Sequence[NodeEntry]
     date: str
+    claims: Sequence[Row] = ()
 
 
 def render_page(page: Page) -> str:
