@@ -126,6 +126,18 @@ def test_bfloat16_is_near_autograd(case, dead):
     assert_near(autoencoder, found, expected, BFLOAT16[autoencoder.architecture])
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_of_a_batch_add_up(case, dtype, dead, monkeypatch):
+    monkeypatch.setattr(fused_pass, "_CHUNK", 17 * N_LATENTS * 4)  # of 17 tokens in float32, 25 in bfloat16
+    autoencoder = made(case)
+    x, y = batch(autoencoder)
+    gradients = fused(autoencoder, dtype)
+    assert len(gradients._chunks(x)) > 1
+    tolerance = FLOAT32 if dtype == "float32" else BFLOAT16[autoencoder.architecture]
+    assert_near(autoencoder, gradients(x, y, 0.5, dead), by_autograd(autoencoder, x, y, dead), tolerance)
+
+
 @pytest.mark.parametrize("case", ["relu", "topk"])
 def test_nothing_fires_where_every_pre_activation_is_negative(case, dead):
     autoencoder = made(case)
