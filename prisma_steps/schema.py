@@ -22,6 +22,7 @@ DIMS: Mapping[str, str] = {
     "row": "a pixel row, from the top",
     "column": "a pixel column, from the left",
     "token": "a position of the transformer's sequence",
+    "patch_frame": "tokens of one frame together, −1 for those that lie in none",
     "query_token": "the token that attends",
     "key_token": "the token attended to",
     "layer": "a block, counted from 0",
@@ -214,6 +215,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "test_accuracy_history": Meaning("test accuracy during training", "1"),
     "checkpoint_test_loss": Meaning("test cross-entropy of the weights that were kept", "nat"),
     "checkpoint_test_accuracy": Meaning("test accuracy of the weights that were kept", "1"),
+    "validation_loss": Meaning("validation cross-entropy", "nat"),
+    "best_step": Meaning("optimiser steps after which the validation loss was lowest", "step"),
     "learning_rate": Meaning("learning rate", "1"),
     "n_train": Meaning("training images", "image"),
     "n_test": Meaning("test images", "image"),
@@ -472,13 +475,13 @@ Pairs = Kind(
 )
 Patching = Kind(
     "patching",
-    frozenset({"pair", "site", "layer", "token", "head"}),
+    frozenset({"pair", "site", "layer", "token", "head", "patch_frame"}),
     required={"logit_difference": ("pair", "layer", "token")},
     otherwise={
         "logit_difference": [
             ("pair", *several, "layer", *cells)
             for several in ((), ("site",))
-            for cells in (("token",), ("head",), ("head", "token"))
+            for cells in (("token",), ("head",), ("head", "token"), ("patch_frame",))
         ]
     },
     seldom=frozenset({"site"}),
@@ -575,6 +578,32 @@ def label(data: xr.Dataset) -> xr.Dataset:
             unknown.append(str(name))
     if unknown:
         raise SchemaError(f"no long_name and units for {', '.join(unknown)}: add them to schema.MEANINGS")
+    return data
+
+
+def example(
+    kind: Kind, seed: int = 0, *, clips: bool = False, cells: Sequence[str] = ("token",)
+) -> xr.Dataset:
+    """A small made-up artifact of a kind, with all labels of a real one, to try a step or a figure on.
+
+    Args:
+        kind: of which kind.
+        seed: of its random numbers.
+        clips: of a model of clips, with ``patch_frame`` beside ``patch_row`` and ``patch_col``.
+        cells: what is patched or ablated one by one in each layer: token, head, or (patched) both.
+
+    Raises:
+        SchemaError: when there is no example of the kind, or it does not fit the kind.
+    """
+    from prisma_steps.examples import MAKERS, made_up
+
+    if kind.name not in MAKERS:
+        raise SchemaError(
+            f"there is no example of {kind.name}: add a function that makes one to prisma_steps/examples/, "
+            "and name it in MAKERS there"
+        )
+    data = label(made_up(kind.name, seed, clips, cells))
+    check(data, kind)
     return data
 
 

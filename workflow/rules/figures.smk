@@ -241,6 +241,86 @@ rule steering_curves:
         "../scripts/run_job.py"
 
 
+rule ablation_bars:
+    input:
+        missing_inputs,
+    output:
+        done("ablation_bars"),
+    log:
+        f"{RUN}/ablation_bars/{{key}}.log",
+    benchmark:
+        f"{RUN}/ablation_bars/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule ablation_heatmap:
+    input:
+        missing_inputs,
+    output:
+        done("ablation_heatmap"),
+    log:
+        f"{RUN}/ablation_heatmap/{{key}}.log",
+    benchmark:
+        f"{RUN}/ablation_heatmap/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule rollout_maps:
+    input:
+        missing_inputs,
+    output:
+        done("rollout_maps"),
+    log:
+        f"{RUN}/rollout_maps/{{key}}.log",
+    benchmark:
+        f"{RUN}/rollout_maps/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule metric_by_axis:
+    input:
+        missing_inputs,
+    output:
+        done("metric_by_axis"),
+    log:
+        f"{RUN}/metric_by_axis/{{key}}.log",
+    benchmark:
+        f"{RUN}/metric_by_axis/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
 rule table:
     input:
         missing_inputs,
