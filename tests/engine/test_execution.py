@@ -22,10 +22,10 @@ nodes:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ("variables: [fvu]", r"table: the data has no fvu; .*\(data is the node few\)"),
+        ("variables: [fvu]", r"table: its input .data. has no fvu; .*\(data is the node few\)"),
         (
             "variables: [label], rows: [head]",
-            r"the data has no head; .* dims n_images \(2\), image .*data is the node few\)",
+            r"its input .data. has no head; .* dims n_images \(2\), image .*data is the node few\)",
         ),
     ],
 )
