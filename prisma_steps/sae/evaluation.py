@@ -209,7 +209,7 @@ class Evaluation:
     def _answer(
         model: HookedModel, pixels: Tensor, key: SiteKey, spliced: Tensor, values: Mapping[SiteKey, Tensor]
     ) -> Float[Tensor, "image class"]:
-        """Logits with ``spliced`` at ``key``. Blocks before it are not run again: nothing differs there."""
+        """Logits with ``spliced`` at ``key``. Blocks in front of it, which would not differ, do not run."""
         (site, layer), shape = key, pixels.shape[1:]
         if layer is None:
             return model.run_with_hooks(pixels, {key: lambda _: spliced})

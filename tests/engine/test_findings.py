@@ -116,6 +116,7 @@ def stand_in(experiment: dict[str, Any]) -> str:
     layers, penalties = (nodes["sae"][name]["grid"] for name in ("layer", "l1_coefficient"))
     nodes["sae"] |= {
         "batch_size": 32,
+        "epochs": 1,
         "layer": {"grid": LAYERS, "axis": "depth"},
         "l1_coefficient": {"grid": [penalties[layers.index(layer)] for layer in LAYERS], "axis": "depth"},
     }
@@ -157,4 +158,4 @@ def verdicts(study: Study) -> dict[str, str]:
     """What the command says of each claim."""
     words = study.words("claims", study.name, "--json")
     found = subprocess.run(words, cwd=study.folder, env=study.environment, capture_output=True, check=True)
-    return {claim["says"]: claim["state"] for claim in json.loads(found.stdout)["claims"]}
+    return {claim["says"]: claim["verdict"] for claim in json.loads(found.stdout)["claims"]}
