@@ -69,6 +69,15 @@ CASES: Mapping[str, list[Case]] = {
     ],
     "lens_heatmap": [Case(), Case({"measure": "ce"}, _CLIPS)],
     "lens_maps": [Case(), Case({"frame": 1}, _CLIPS)],
+    "metric_by_axis": [
+        Case(
+            {"variable": "test_accuracy", "along": "n_layers", "level": 0.333, **params},
+            slots={
+                "data": lambda: grid(schema.Model, attention_only=[False, True], n_layers=[1, 2], seed=[0, 1])
+            },
+        )
+        for params in ({}, {"columns": "attention_only", "width": "two_columns"})
+    ],
     "patching_heatmap": [
         Case(),
         Case({"metric": "kl", "view": "tokens", "width": "one_column"}),
@@ -90,6 +99,14 @@ CASES: Mapping[str, list[Case]] = {
             },
         )
         for params in ({}, {"y": "ce_recovered", "columns": "architecture", "width": "two_columns"})
+    ],
+    "table": [
+        Case(
+            {"variables": ["l0", "fvu"], "columns": ["token_kind"], "width": "two_columns"},
+            slots={
+                "data": lambda: grid(schema.Quality, architecture=["relu", "topk"], k=[8, 16], seed=[0, 1])
+            },
+        )
     ],
     "training_curves": [
         Case(slots={"model": lambda: grid(schema.Model, n_layers=[1, 2], seed=[0, 1, 2])}),

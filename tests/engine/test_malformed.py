@@ -312,6 +312,19 @@ FILES = {
             Told(4, 24, "c.activations", "there is no node 'c2'"),
         ],
     ),
+    "a table of a figure": (
+        f"nodes:\n{SPRITES}{VIT}  plot: {{figure: training_curves, model: vit}}\n"
+        "  again: {figure: table, data: plot, variables: [x]}\n",
+        [
+            Told(
+                5,
+                26,
+                "again.data",
+                "plot is figure (from training_curves), expected any",
+                "nodes of kind any: sprites, vit",
+            )
+        ],
+    ),
     "figure in a slot": (
         f"nodes:\n{SPRITES}{VIT}  plot: {{figure: training_curves, model: vit}}\n"
         "  again: {step: train_vit, images: plot}\n",

@@ -37,7 +37,7 @@ WIDTH = 300
 
 #: Root mean square difference of two pictures, in levels of 0 to 255, up to which they are the same. Drawn
 #: again, each makes 0. The least change that was tried, no grid lines (pale and thin), makes 1.4 to 2.0 in
-#: the three that have such lines; labels half a point smaller make 3.4 to 20.
+#: the three that have such lines; labels of axes half a point smaller make 3.4 to 20.
 TOLERANCE = 1.0
 
 

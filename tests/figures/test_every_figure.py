@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -26,6 +27,10 @@ FIGURES = {
     if step.is_figure and step.module.startswith("prisma_steps.figures.")  # other tests declare some too
 }
 EVERY = [(name, number) for name, step in FIGURES.items() for number in range(len(cases(step)))]
+
+KINDS = [
+    kind for kind in vars(schema).values() if isinstance(kind, schema.Kind) and kind is not schema.Anything
+]
 
 every_figure = pytest.mark.parametrize(
     ("name", "number"), EVERY, ids=[f"{name}-{number}" for name, number in EVERY]
@@ -44,11 +49,11 @@ def is_colour_bar(axes: Axes) -> bool:
 @every_figure
 def test_no_axes_are_empty(name: str, number: int) -> None:
     figure = of(name, number).plot.figure
-    assert figure.axes
+    assert figure.axes or figure.texts
     for axes in figure.axes:
         arrays = [np.ma.filled(image.get_array().astype(float), np.nan) for image in axes.images]
         arrays += [np.asarray(line.get_ydata(), float) for line in axes.lines]
-        shapes = [*axes.patches, *axes.collections]
+        shapes = [*axes.patches, *axes.collections, *axes.texts]
         assert shapes or any(np.isfinite(values).any() for values in arrays), f"empty axes: {axes}"
 
 
@@ -76,13 +81,14 @@ def has_ticks(axis: Axis) -> bool:
 
 @every_figure
 def test_labels_have_units(name: str, number: int) -> None:
-    """A label that says the long name of a number goes on with its units."""
+    """A label that begins with the long name of a number has its units, be it as "edges" of a circuit."""
     drawing, numbers = of(name, number).plot.figure, of(name, number).output.data
     labels = [text for axes in drawing.axes for text in (axes.get_xlabel(), axes.get_ylabel())]
     for variable in numbers.data_vars.values():
         long_name, units = variable.attrs["long_name"].lower(), variable.attrs["units"]
         if units != "1":
-            without = [text for text in labels if text.lower().startswith(long_name) and units not in text]
+            named = [text for text in labels if text.lower().startswith(long_name)]
+            without = [text for text in named if units.lower() not in text.lower()]
             assert not without, f"{without} lacks the units {units}"
 
 
@@ -102,7 +108,7 @@ def test_texts_lie_apart_and_on_the_page(name: str, number: int) -> None:
         assert min(across, down) < 1, f"{one!r} lies on {other!r}"
 
 
-def texts(figure: object) -> Iterator[Text]:
+def texts(figure: Figure) -> Iterator[Text]:
     """All that is written and visible, labels of ticks outside of the limits left out."""
     for axes in figure.axes:
         written = [axes.title, *axes.texts]
@@ -189,6 +195,38 @@ def test_caption_is_a_sentence(name: str, number: int) -> None:
     assert caption[0].isupper() and caption.endswith(".") and "nan" not in caption
 
 
+SPOILED: dict[str, tuple[Callable[[Figure], object], str]] = {
+    "axes without data": (lambda figure: figure.add_axes((0.4, 0.4, 0.1, 0.1)), "no_axes_are_empty"),
+    "an axis without a label": (lambda figure: figure.axes[0].set_xlabel(""), "axes_are_labelled"),
+    "a label without units": (lambda figure: figure.axes[0].set_xlabel("L0"), "labels_have_units"),
+    "two texts in one place": (
+        lambda figure: [figure.text(0.5, 0.5, text) for text in "ab"],
+        "texts_lie_apart_and_on_the_page",
+    ),
+    "a text beyond the page": (
+        lambda figure: figure.text(0.99, 0.5, "beyond"),
+        "texts_lie_apart_and_on_the_page",
+    ),
+    "a line of other numbers": (
+        lambda figure: figure.axes[0].plot([10, 20], [0.111, 0.222]),
+        "numbers_hold_what_is_drawn",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "check"), SPOILED.values(), ids=SPOILED)
+def test_what_is_wrong_is_found(
+    spoil: Callable[[Figure], object], check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = of.__wrapped__("sae_pareto", 0)
+    folder = (tmp_path,) if check.startswith("numbers") else ()
+    monkeypatch.setitem(globals(), "of", lambda *_: found)
+    globals()[f"test_{check}"]("sae_pareto", 0, *folder)
+    spoil(found.plot.figure)
+    with pytest.raises(AssertionError):
+        globals()[f"test_{check}"]("sae_pareto", 0, *folder)
+
+
 def test_a_figure_without_an_example_says_what_to_add() -> None:
     declared = FIGURES["ablation_heatmap"]
     with pytest.raises(
@@ -202,7 +240,7 @@ def test_a_figure_without_an_example_says_what_to_add() -> None:
         drawn(new, Case())
 
 
-@pytest.mark.parametrize("kind", [value for value in vars(schema).values() if isinstance(value, schema.Kind)])
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 @pytest.mark.parametrize("clips", [False, True])
 def test_every_kind_has_an_example(kind: schema.Kind, clips: bool) -> None:
     example = schema.example(kind, clips=clips)
