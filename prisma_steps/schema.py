@@ -188,6 +188,9 @@ MEANINGS: Mapping[str, Meaning] = {
     **{dim: Meaning(dim, "1") for dim in DIMS},
     **{site: Meaning(text, "1") for site, text in _SITES.items()},
     # coordinates
+    "n_nodes": Meaning("latents and error terms of the circuit", "1"),
+    "n_edges": Meaning("edges that the circuit was given", "1"),
+    "run": Meaning("what is run: the circuit, a random one, or all but it", "1"),
     "token_kind": Meaning("token kind", "1"),
     "patch_row": Meaning("row on the patch grid", "patch"),
     "patch_col": Meaning("column on the patch grid", "patch"),
@@ -369,6 +372,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "latent_in_circuit": Meaning("whether the latent is in the circuit", "1"),
     "error_in_circuit": Meaning("whether the error term is in the circuit", "1"),
     "n_edges_kept": Meaning("edges of the circuit", "edge"),
+    "minimality": Meaning("faithfulness that the circuit loses without the edge", "1"),
     "clean_metric": Meaning("metric of the clean run", "1"),
     "empty_metric": Meaning("metric with all edges ablated", "1"),
     **{

@@ -58,6 +58,7 @@ CASES: Mapping[str, list[Case]] = {
         Case({"width": "one_column", "heads": [1]}),
         Case({"query": [1, 0, 2]}, _CLIPS),
     ],
+    "circuit_graph": [Case({"n_edges": 4}), Case({"n_edges": 8, "width": "two_columns"})],
     "head_types": [Case(), Case({"width": "one_column"})],
     "latents_vs_neurons": [
         Case(

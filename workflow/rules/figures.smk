@@ -339,3 +339,63 @@ rule table:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule circuit_graph:
+    input:
+        missing_inputs,
+    output:
+        done("circuit_graph"),
+    log:
+        f"{RUN}/circuit_graph/{{key}}.log",
+    benchmark:
+        f"{RUN}/circuit_graph/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule faithfulness_curve:
+    input:
+        missing_inputs,
+    output:
+        done("faithfulness_curve"),
+    log:
+        f"{RUN}/faithfulness_curve/{{key}}.log",
+    benchmark:
+        f"{RUN}/faithfulness_curve/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule latent_faithfulness_curve:
+    input:
+        missing_inputs,
+    output:
+        done("latent_faithfulness_curve"),
+    log:
+        f"{RUN}/latent_faithfulness_curve/{{key}}.log",
+    benchmark:
+        f"{RUN}/latent_faithfulness_curve/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
