@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Height of a figure by its width, in inches.
-HEIGHT = {"one_column": 1.75, "two_columns": 2.9}
+HEIGHT = {"one_column": 5.0, "two_columns": 2.9}
 
 SIDES = (("first", "#0173b2"), ("second", "#de8f05"))
 
@@ -27,8 +27,8 @@ class Params(FigureParams):
         "two_columns", description="width in print: one column is 3.5 inches, two are 7.2"
     )
     bins: int = Field(40, gt=1, description="bins of the histogram, from cosine −1 or the lowest to 1")
-    first_name: str = Field("first", description="what the first dictionary is called")
-    second_name: str = Field("second", description="what the second dictionary is called")
+    first_name: str = Field("the first", description="what the first dictionary is called")
+    second_name: str = Field("the second", description="what the second dictionary is called")
 
 
 @figure(inputs={"similarity": Similarity})
@@ -38,15 +38,14 @@ def decoder_similarity(similarity: xr.Dataset, params: Params) -> Plot:
     Raises:
         StepError: when the map or the cosines are missing.
     """
-    require(
-        similarity, "cosine_map", "first_max_cosine", "second_max_cosine", of="decoder_similarity"
-    )
-    drawing, axes = subplots(
-        params.inches, HEIGHT[params.width], 1, 2, gridspec_kw={"width_ratios": [1.15, 1]}
-    )
-    _draw_map(drawing, axes[0, 0], similarity, params)
+    require(similarity, "cosine_map", "first_max_cosine", "second_max_cosine", of="decoder_similarity")
+    stacked = params.width == "one_column"
+    shape = (2, 1) if stacked else (1, 2)
+    ratios = {"height_ratios" if stacked else "width_ratios": [1.3, 1]}
+    drawing, axes = subplots(params.inches, HEIGHT[params.width], *shape, gridspec_kw=ratios)
+    _draw_map(drawing, axes.flat[0], similarity, params)
     counts = _histogram(similarity, params.bins)
-    _draw_histogram(axes[0, 1], counts, similarity, params)
+    _draw_histogram(axes.flat[1], counts, similarity, params)
     return Plot(drawing, _numbers(similarity, counts), _caption(similarity, params))
 
 
@@ -60,8 +59,8 @@ def _draw_map(drawing: Figure, panel: Axes, similarity: xr.Dataset, params: Para
         np.clip(cells, 0, 1), "viridis", vmin=0, vmax=1, extent=(0, n_second, n_first, 0), aspect="auto"
     )
     same = bool(similarity.attrs["itself"])
-    panel.set_ylabel(f"Latent of the {params.first_name} (ordered)" if not same else "Latent (ordered)")
-    panel.set_xlabel(f"Latent of the {params.second_name} (ordered)" if not same else "Latent (ordered)")
+    panel.set_ylabel(f"Latent of {params.first_name} (ordered)" if not same else "Latent (ordered)")
+    panel.set_xlabel(f"Latent of {params.second_name} (ordered)" if not same else "Latent (ordered)")
     panel.grid(False)
     for axis in (panel.xaxis, panel.yaxis):
         axis.get_major_locator().set_params(nbins=4, integer=True)
@@ -89,12 +88,12 @@ def _draw_histogram(panel: Axes, counts: pd.DataFrame, similarity: xr.Dataset, p
     for (side, color), style in zip(sides, ("-", (0, (4, 1.5))), strict=False):
         matched = 100 * float(similarity[f"{side}_matched_share"])
         name = "all latents" if similarity.attrs["itself"] else getattr(params, f"{side}_name")
-        label = f"{name}\n({matched:.0f} % matched)"
+        label = f"{name}: {matched:.0f} % matched"
         panel.stairs(counts[side], edges, color=color, linestyle=style, linewidth=1.2, label=label)
     panel.axvline(similarity.attrs["threshold"], color="0.4", linestyle=":", linewidth=0.8)
     panel.set(xlim=(edges[0], 1), ylim=(0, None), ylabel="Share of the latents (%)")
     panel.set_xlabel("Cosine to the nearest row")
-    panel.legend(loc="best", handlelength=1.5)
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.5)
 
 
 def _numbers(similarity: xr.Dataset, counts: pd.DataFrame) -> pd.DataFrame:

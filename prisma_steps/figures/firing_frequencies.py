@@ -22,8 +22,8 @@ HEIGHT = 2.2
 #: A latent that fires on a larger share of the tokens is dense.
 DENSE = 0.1
 
-#: Decades, left of the axis of frequencies, over which the dead are drawn.
-DEAD_WIDTH = 0.8
+#: Width of the place of the dead, left of the axis of frequencies, as a share of that axis.
+DEAD_WIDTH = 0.22
 
 
 class Params(GridParams):
@@ -65,8 +65,8 @@ def _edges(frequency: np.ndarray, per_decade: int) -> np.ndarray:
     fires = frequency[frequency > 0]
     if not fires.size:
         raise StepError("firing_frequencies: no latent of any dictionary fires: there is nothing to count")
-    decades = max(1, int(np.ceil(-np.log10(fires.min()))))
-    return np.linspace(-decades, 0, decades * per_decade + 1)
+    n_bins = max(per_decade, int(np.ceil(-np.log10(fires.min()) * per_decade)))
+    return np.arange(-n_bins, 1) / per_decade
 
 
 def _histogram(frequency: xr.Dataset, edges: np.ndarray) -> xr.Dataset:
@@ -95,7 +95,9 @@ def _histogram(frequency: xr.Dataset, edges: np.ndarray) -> xr.Dataset:
 
 def _draw(panels: np.ndarray, encoding: Encoding, points: pd.DataFrame, edges: np.ndarray) -> None:
     lines = list(encoding.lines(points))
-    width = DEAD_WIDTH / max(1, len(lines) // len(panels))
+    room = DEAD_WIDTH * -edges[0]
+    per_panel = max(1, len(lines) // len(panels))
+    width = 0.9 * room / per_panel
     drawn = [0] * len(panels)
     for line in lines:
         panel, look = panels[line.panel], {**line.look}
@@ -103,11 +105,12 @@ def _draw(panels: np.ndarray, encoding: Encoding, points: pd.DataFrame, edges: n
         of_bins = line.points.sort_values("bin")
         panel.stairs(of_bins["share_in_bin"].values[1:], edges, linewidth=1.0, **look)
         dead, n_dead = of_bins["share_in_bin"].values[0], int(of_bins["latents_in_bin"].values[0])
-        left = edges[0] - 1.1 * DEAD_WIDTH + drawn[line.panel] * width
-        panel.bar(left, dead, width * 0.9, align="edge", color=look["color"], alpha=0.7)
+        left = edges[0] - 0.95 * room + drawn[line.panel] * width
+        inside = {"facecolor": (*look["color"][:3], 0.4), "edgecolor": look["color"]}
+        panel.bar(left, dead, 0.8 * width, align="edge", **inside, linestyle=look["linestyle"], linewidth=0.8)
         panel.annotate(
             f"{n_dead:,}", (left + width / 2, dead), (0, 1), textcoords="offset points",
-            ha="center", va="bottom", fontsize=5, rotation=90 if width < 0.4 else 0,
+            ha="center", va="bottom", fontsize=5, rotation=90 if per_panel > 1 else 0,
         )  # fmt: skip
         drawn[line.panel] += 1
 
@@ -115,13 +118,14 @@ def _draw(panels: np.ndarray, encoding: Encoding, points: pd.DataFrame, edges: n
 def _name_frequencies(panel: Axes, edges: np.ndarray) -> None:
     import numpy as np
 
-    decades = np.arange(int(edges[0]), 1)
+    decades = np.arange(int(np.ceil(edges[0] * 0.95)), 1)
     panel.axvline(np.log10(DENSE), color="0.4", linestyle=":", linewidth=0.8)
     panel.axvline(edges[0], color="0.8", linewidth=0.6)
-    dead = edges[0] - 0.6 * DEAD_WIDTH
+    dead = edges[0] * (1 + DEAD_WIDTH / 2)
     texts = [f"$10^{{{decade}}}$" if decade < 0 else "1" for decade in decades]
     panel.set_xticks([dead, *decades], ["dead", *texts])
     panel.grid(axis="x", visible=False)
+    panel.set_xlim(edges[0] * (1 + DEAD_WIDTH), 0)
     panel.margins(y=0.12)
     panel.set_ylim(bottom=0)
 
@@ -131,6 +135,6 @@ def _caption(quality: xr.Dataset) -> str:
     pooled = f" Latents of {seeds} seeds are counted together." if seeds > 1 else ""
     return (
         f"How often latents fire: share of the latents of dictionaries with {quality.sizes['latent']:,} "
-        "latents by the share of tokens on which they fire. Left: latents that never fire, with their number. "
+        "latents by the share of tokens on which they fire. Left: those that never fire, with their number. "
         f"Dotted: 10 % of the tokens, above which a latent is dense.{pooled}"
     )

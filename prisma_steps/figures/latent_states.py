@@ -107,7 +107,10 @@ def _draw(panel: Axes, shares: xr.Dataset, along: str) -> None:
         panel.bar(places, values, BAR, bottom=bottom, color=color)
         bottom = bottom + values
     # Of the part in the middle nothing is drawn: what it ends at is where the others begin.
-    for name, border in (("dead_share", shares["dead_share"]), ("dense_latents", 100 - shares["dense_latents"])):
+    for name, border in (
+        ("dead_share", shares["dead_share"]),
+        ("dense_latents", 100 - shares["dense_latents"]),
+    ):
         if name + STANDARD_ERROR in shares:
             error = shares[name + STANDARD_ERROR].values
             panel.errorbar(

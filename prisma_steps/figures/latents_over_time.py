@@ -74,7 +74,7 @@ def latents_over_time(courses: xr.Dataset, params: Params) -> Plot:
         above.tick_params(labelbottom=True)
     of_patches = {"highest": "Highest", "mean": "Mean"}[params.over_patches]
     drawing.supylabel(f"{of_patches} activation of the frame", fontsize=7)
-    drawing.supxlabel(_time(courses), fontsize=7)
+    drawing.supxlabel(axis_label(courses, "patch_frame"), fontsize=7)
     _legend(drawing, groups, axis_label(courses, params.by) if params.by else "")
     return Plot(drawing, frame(shown.reset_coords(drop=True)), _caption(courses, params))
 
@@ -92,7 +92,7 @@ def _of_latents(courses: xr.Dataset, params: Params) -> xr.Dataset:
 def _averaged(
     chosen: xr.Dataset, courses: xr.Dataset, by: str | None
 ) -> tuple[xr.Dataset, list[tuple[str, int]]]:
-    """Mean and standard error over the clips of each kind, along ``group``; names of the kinds with their n."""
+    """Mean and standard error over the clips of each kind, along ``group``; names of the kinds and n."""
     import xarray as xr
 
     kinds = [None] if by is None else _kinds(courses, by)
@@ -148,11 +148,6 @@ def _colours() -> list:
     import seaborn as sns
 
     return list(sns.color_palette("colorblind", MOST_GROUPS))
-
-
-def _time(courses: xr.Dataset) -> str:
-    """Tubelets, by the word for them."""
-    return "Frame on the patch grid (tubelet)" if courses.sizes["patch_frame"] > 1 else "Frame"
 
 
 def _legend(drawing: Figure, groups: list[tuple[str, int]], title: str) -> None:

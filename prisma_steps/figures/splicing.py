@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.gridspec import GridSpec
+    from matplotlib.figure import Figure, SubFigure
 
 #: Height by width of the figure.
 SHAPE = 0.47
@@ -61,14 +60,18 @@ def splicing(splicing: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
     norms = {name: shown[name].dropna("token") for name in NORMS}
     attention = _attention(shown, params.head)
     top = _top_classes(shown, params.n_classes)
-    drawing, grid = _page(params.inches)
-    bare(_image(drawing, grid, pixels))
-    _maps(drawing, grid, (0, 1), norms, NORMS, "Norm of the activation")
+    drawing, (above, below) = _page(params.inches)
+    panels = above.subplots(1, 4)
+    _show_image(panels[0], pixels)
+    _maps(above, panels[1:], norms, NORMS, "Norm of the activation")
     if attention:
         titles = {run: f"CLS attention,\n{RUNS[run]}" for run in attention}
         of_heads = "mean of heads" if params.head is None else f"head {params.head}"
-        _maps(drawing, grid, (1, 0), attention, titles, f"Attention, {of_heads}")
-    _bars(drawing.add_subplot(grid[1, 2:] if attention else grid[1, :]), top)
+        *panels, last = below.subplots(1, 3, width_ratios=[1, 1, 2])
+        _maps(below, panels, attention, titles, f"Attention, {of_heads}")
+    else:
+        last = below.subplots()
+    _bars(last, top)
     return Plot(drawing, _numbers(norms, attention, top), _caption(splicing, image, params))
 
 
@@ -90,7 +93,9 @@ def _attention(shown: xr.Dataset, head: int | None) -> dict[str, xr.DataArray]:
     n_heads = shown.sizes["head"]
     if head is not None and head >= n_heads:
         raise StepError(f"splicing: head is {head}, and the block has heads 0 to {n_heads - 1}")
-    attention = shown["cls_attention"].mean("head") if head is None else shown["cls_attention"].isel(head=head)
+    attention = (
+        shown["cls_attention"].mean("head") if head is None else shown["cls_attention"].isel(head=head)
+    )
     along_token = attention.drop_vars("key_token", errors="ignore").rename(key_token="token")
     placed = along_token.assign_coords(shown["value_norm"].coords)
     return {run: placed.sel(run=run) for run in ("clean", "reconstruction")}
@@ -101,41 +106,36 @@ def _top_classes(shown: xr.Dataset, n_classes: int) -> xr.DataArray:
     return shown["probability"].isel({"class": (-clean).argsort(kind="stable")[:n_classes]})
 
 
-def _page(width: float) -> tuple[Figure, GridSpec]:
+def _page(width: float) -> tuple[Figure, Sequence[SubFigure]]:
+    """A figure, and its upper and its lower half, which lay out their panels each by itself."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width, SHAPE * width), layout="constrained")
-    return drawing, drawing.add_gridspec(2, 4)
+    return drawing, drawing.subfigures(2, 1)
 
 
-def _image(drawing: Figure, grid: GridSpec, pixels: xr.DataArray) -> Axes:
-    panel = drawing.add_subplot(grid[0, 0])
+def _show_image(panel: Axes, pixels: xr.DataArray) -> None:
     panel.imshow(in_colour(pixels))
     panel.set_title("Image", pad=3)
-    return panel
+    bare(panel)
 
 
 def _maps(
-    drawing: Figure,
-    grid: GridSpec,
-    first: tuple[int, int],
+    part: SubFigure,
+    panels: Sequence[Axes],
     values: dict[str, xr.DataArray],
     titles: dict[str, str],
     label: str,
 ) -> None:
-    """Maps side by side on one scale, from the place ``first`` on, with their colour bar."""
-    panels: list[Axes] = []
-    row, column = first
+    """Maps on one colour scale, and its bar."""
     highest = max(float(of_map.where(of_map["token_kind"] == "patch").max()) for of_map in values.values())
     shown: Any = None
-    for number, (name, of_map) in enumerate(values.items()):
-        panel = drawing.add_subplot(grid[row, column + number])
+    for panel, (name, of_map) in zip(panels, values.items(), strict=True):
         shown = panel.imshow(on_grid(of_map), "viridis", vmin=0, vmax=highest)
         panel.set_title(titles[name], pad=3)
         panel.set_xlabel(_aside(others(of_map)), fontsize=6, labelpad=2)
         bare(panel)
-        panels.append(panel)
-    drawing.colorbar(shown, ax=panels, label=label, fraction=0.03, pad=0.02)
+    part.colorbar(shown, ax=list(panels), label=label, fraction=0.03, pad=0.02)
 
 
 def _aside(values: xr.DataArray) -> str:
@@ -182,7 +182,9 @@ def _numbers(
 def _caption(splicing: xr.Dataset, image: str, params: Params) -> str:
     site = splicing.coords.get("site")
     layer = splicing.coords.get("layer")
-    where = "" if site is None else f" at {site.item()}" + ("" if layer is None else f" of layer {layer.item()}")
+    where = (
+        "" if site is None else f" at {site.item()}" + ("" if layer is None else f" of layer {layer.item()}")
+    )
     attention = ""
     if "cls_attention" in splicing:
         of_heads = "mean of heads" if params.head is None else f"head {params.head}"
@@ -190,7 +192,7 @@ def _caption(splicing: xr.Dataset, image: str, params: Params) -> str:
             f" CLS attention in layer {splicing.attrs['attention_layer']} ({of_heads}), before and after."
         )
     return (
-        f"A dictionary spliced in{where}, on image {image}: norms of the activation x, of its reconstruction x̂ "
-        f"and of the error.{attention} Probabilities of classes in the clean run, with x̂ in the place of x, "
-        "and with the error term added back. Below maps: tokens that are no patches."
+        f"A dictionary spliced in{where}, on image {image}: norms of the activation x, of its reconstruction "
+        f"x̂ and of the error.{attention} Probabilities of classes in the clean run, with x̂ in the place of "
+        "x, and with the error term added back. Below maps: tokens that are no patches."
     )

@@ -88,18 +88,26 @@ def chained_order(rows: Rows) -> Int[np.ndarray, " latent"]:
     return np.array(order)
 
 
-def cosine_map(first: Rows, second: Rows, cells: int) -> Float[np.ndarray, "first_cell second_cell"]:
-    """The highest cosine in every cell of a map of at most ``cells`` × ``cells``, rows in the given order."""
+def cosine_map(
+    first: Rows, second: Rows, cells: int, itself: bool = False
+) -> Float[np.ndarray, "first_cell second_cell"]:
+    """The highest cosine in every cell of a map of at most ``cells`` × ``cells``, rows in the given order.
+
+    Where both are one dictionary (``itself``), a row's cosine to itself does not count; NaN in a cell that
+    holds no other.
+    """
     high, wide = (-(-len(rows) // cells) for rows in (first, second))
     shape = (-(-len(first) // high), -(-len(second) // wide))
     found = torch.full(shape, -torch.inf)
     for start, cosine in _blocks(first, second, high):
+        if itself:
+            cosine.diagonal(start).fill_(-torch.inf)
         short = -len(cosine) % high, -cosine.shape[1] % wide
         padded = F.pad(cosine, (0, short[1], 0, short[0]), value=-torch.inf)
         at = start // high
         tiles = padded.unflatten(1, (-1, wide)).unflatten(0, (-1, high))
         found[at : at + len(tiles)] = tiles.amax((1, 3))
-    return found.numpy()
+    return found.masked_fill(found == -torch.inf, torch.nan).numpy()
 
 
 def _blocks(first: Rows, second: Rows, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:

@@ -59,14 +59,15 @@ def compare_dictionaries(first: xr.Dataset, second: xr.Dataset, params: Params, 
         )
     itself = torch.equal(rows, others)
     if itself and len(rows) < 2:
-        raise StepError("compare_dictionaries: a dictionary of one latent has no other latents to compare with")
+        raise StepError("compare_dictionaries: a dictionary of one latent has no others to compare it with")
     of_first, of_second = nearest(rows, others, itself)
     if itself:
         order = chained_order(rows)
         orders = order, order
     else:
         orders = matched_order(of_first, of_second)
-    cells = cosine_map(rows[torch.from_numpy(orders[0])], others[torch.from_numpy(orders[1])], params.cells)
+    ordered = (side[torch.from_numpy(order)] for side, order in zip((rows, others), orders, strict=True))
+    cells = cosine_map(*ordered, params.cells, itself)
     job.progress(1, 1)
     return label(_labelled((of_first, of_second), orders, cells, itself, params))
 
@@ -97,5 +98,7 @@ def _labelled(
         data[f"{side}_place"] = (dim, np.argsort(order))
         data[f"{side}_matched_share"] = float((of_side.cosine > params.threshold).mean())
         coords[dim] = np.arange(len(order))
-    coords |= {f"{side}_cell": np.arange(size) for side, size in zip(("first", "second"), cells.shape)}
+    coords |= {
+        f"{side}_cell": np.arange(size) for side, size in zip(("first", "second"), cells.shape, strict=True)
+    }
     return xr.Dataset(data, coords, {"threshold": params.threshold, "itself": int(itself)})

@@ -49,9 +49,9 @@ def compare_splicing(
     Returns:
         Along image and token, the norms of what is at the written site (``value_norm``), of the
         reconstruction and of the error, in the model's own space; NaN at tokens that the dictionary was not
-        trained on. Along run (clean, reconstruction, error_term), ``logit`` and ``probability`` of every class and, of a model
-        with a CLS token, ``cls_attention`` along head and key_token, in the block ``attention_layer`` (an
-        attribute). The run ``error_term`` is the clean one, to rounding.
+        trained on. Along run (clean, reconstruction, error_term), ``logit`` and ``probability`` of every
+        class and, of a model with a CLS token, ``cls_attention`` along head and key_token, in the block
+        ``attention_layer`` (an attribute). The run ``error_term`` is the clean one, to rounding.
 
     Raises:
         StepError: for a dictionary that is a crosscoder or of another model; for an image that is not there;
@@ -95,7 +95,9 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
             )
         found.append(asked if isinstance(asked, int) else int(ids.get_loc(asked)))
     if len(set(found)) < len(found):
-        raise StepError(f"compare_splicing: an image is named by its place and its id: {params.chosen_images}")
+        raise StepError(
+            f"compare_splicing: one image is named twice, by place and by id: {params.chosen_images}"
+        )
     return found
 
 

@@ -87,7 +87,9 @@ def _known(codes: xr.Dataset, images: xr.Dataset) -> dict[str, Any]:
     ids = codes["image"].values
     strange = ids[~codes.get_index("image").isin(images.get_index("image"))]
     if len(strange):
-        raise StepError(f"follow_latents: the codes are of {strange[0]!r}, which is not among the images")
+        raise StepError(
+            f"follow_latents: the codes are of {str(strange[0])!r}, which is not among the images"
+        )
     of_clips = images.coords.to_dataset().sel(image=ids).compute()
     kept = {name: coord for name, coord in of_clips.coords.items() if coord.dims in (("image",), ("class",))}
     return {str(name): (coord.dims, coord.values, coord.attrs) for name, coord in kept.items()}
