@@ -55,6 +55,12 @@ DIMS: Mapping[str, str] = {
     "dictionary": "a dictionary in a model, by the site that it writes",
     "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
+    "run": "a forward pass: clean, reconstruction (the site replaced by it) or error_term (both added)",
+    "patch_frame": "a place of patches in time: one tubelet",
+    "first_latent": "a latent of the first of two dictionaries",
+    "second_latent": "a latent of the second of two dictionaries",
+    "first_cell": "latents of the first of two dictionaries that stand together in a map, in its order",
+    "second_cell": "latents of the second of two dictionaries that stand together in a map, in its order",
     "point": "one plotted point of a figure",
 }
 
@@ -300,6 +306,25 @@ MEANINGS: Mapping[str, Meaning] = {
     "quantile_image": Meaning("image at the quantile of the latent's activation", "1"),
     "quantile_activation": Meaning("highest activation in the image at the quantile", "1"),
     "quantile_heat_map": Meaning("activation", "1"),
+    "highest_in_frame": Meaning("highest activation over the patches of the frame", "1"),
+    "mean_in_frame": Meaning("mean activation over the patches of the frame", "1"),
+    # two dictionaries
+    **{
+        name: meaning
+        for side, other in (("first", "second"), ("second", "first"))
+        for name, meaning in {
+            f"{side}_max_cosine": Meaning(f"cosine to the nearest decoder row of the {other}", "1"),
+            f"{side}_nearest": Meaning(f"latent of the {other} with the nearest decoder row", "1"),
+            f"{side}_place": Meaning(f"place of the {side}'s latent in the order of the map", "1"),
+            f"{side}_matched_share": Meaning(f"share of the {side}'s latents that are matched", "1"),
+        }.items()
+    },
+    "cosine_map": Meaning("highest cosine of decoder rows", "1"),
+    # a dictionary spliced into its model
+    "value_norm": Meaning("norm of the activation", "1"),
+    "reconstruction_norm": Meaning("norm of the reconstruction", "1"),
+    "error_norm": Meaning("norm of the error", "1"),
+    "cls_attention": Meaning("attention of the CLS token", "1"),
     # lenses: the head on the residual stream of a layer
     "top_class": Meaning("class by the logit lens", "1"),
     "top_logit": Meaning("logit of the class by the logit lens", "1"),
@@ -556,6 +581,32 @@ LatentCircuit = Kind(
         "score": ("source", "target"),
         "faithfulness": ("ablation", "n_nodes"),
         "faithfulness_random": ("ablation", "control", "n_nodes"),
+    },
+)
+Splicing = Kind(
+    "splicing",
+    frozenset({"image", "token", "run", "head", "key_token", "class"}),
+    required={
+        **{name: ("image", "token") for name in ("value_norm", "reconstruction_norm", "error_norm")},
+        "logit": ("run", "image", "class"),
+        "probability": ("run", "image", "class"),
+    },
+)
+TimeCourses = Kind(
+    "time courses",
+    frozenset({"latent", "image", "patch_frame", "class"}),
+    required={
+        "highest_in_frame": ("latent", "image", "patch_frame"),
+        "mean_in_frame": ("latent", "image", "patch_frame"),
+    },
+)
+Similarity = Kind(
+    "similarity",
+    frozenset({"first_latent", "second_latent", "first_cell", "second_cell"}),
+    required={
+        "first_max_cosine": ("first_latent",),
+        "second_max_cosine": ("second_latent",),
+        "cosine_map": ("first_cell", "second_cell"),
     },
 )
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))

@@ -399,3 +399,143 @@ rule latent_faithfulness_curve:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule firing_frequencies:
+    input:
+        missing_inputs,
+    output:
+        done("firing_frequencies"),
+    log:
+        f"{RUN}/firing_frequencies/{{key}}.log",
+    benchmark:
+        f"{RUN}/firing_frequencies/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule latent_states:
+    input:
+        missing_inputs,
+    output:
+        done("latent_states"),
+    log:
+        f"{RUN}/latent_states/{{key}}.log",
+    benchmark:
+        f"{RUN}/latent_states/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule sae_training_curves:
+    input:
+        missing_inputs,
+    output:
+        done("sae_training_curves"),
+    log:
+        f"{RUN}/sae_training_curves/{{key}}.log",
+    benchmark:
+        f"{RUN}/sae_training_curves/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule splicing:
+    input:
+        missing_inputs,
+    output:
+        done("splicing"),
+    log:
+        f"{RUN}/splicing/{{key}}.log",
+    benchmark:
+        f"{RUN}/splicing/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule top_images:
+    input:
+        missing_inputs,
+    output:
+        done("top_images"),
+    log:
+        f"{RUN}/top_images/{{key}}.log",
+    benchmark:
+        f"{RUN}/top_images/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule latents_over_time:
+    input:
+        missing_inputs,
+    output:
+        done("latents_over_time"),
+    log:
+        f"{RUN}/latents_over_time/{{key}}.log",
+    benchmark:
+        f"{RUN}/latents_over_time/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule decoder_similarity:
+    input:
+        missing_inputs,
+    output:
+        done("decoder_similarity"),
+    log:
+        f"{RUN}/decoder_similarity/{{key}}.log",
+    benchmark:
+        f"{RUN}/decoder_similarity/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
