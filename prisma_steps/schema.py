@@ -56,7 +56,6 @@ DIMS: Mapping[str, str] = {
     "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
     "run": "a forward pass: clean, reconstruction (the site replaced by it) or error_term (both added)",
-    "patch_frame": "a place of patches in time: one tubelet",
     "first_latent": "a latent of the first of two dictionaries",
     "second_latent": "a latent of the second of two dictionaries",
     "first_cell": "latents of the first of two dictionaries that stand together in a map, in its order",
