@@ -85,7 +85,8 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
     Raises:
         StepError: for one that is not there, or is named twice.
     """
-    ids, found = images.get_index("image"), []
+    ids = images["image"].values.tolist()
+    found = []
     for asked in params.chosen_images:
         there = asked in range(len(ids)) if isinstance(asked, int) else asked in ids
         if not there:
@@ -93,7 +94,7 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
                 f"compare_splicing: no image {asked!r}: give a place from 0 to {len(ids) - 1}, or an id such "
                 f"as {ids[0]!r}"
             )
-        found.append(asked if isinstance(asked, int) else int(ids.get_loc(asked)))
+        found.append(asked if isinstance(asked, int) else ids.index(asked))
     if len(set(found)) < len(found):
         raise StepError(
             f"compare_splicing: one image is named twice, by place and by id: {params.chosen_images}"
