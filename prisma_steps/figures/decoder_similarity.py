@@ -51,6 +51,7 @@ def decoder_similarity(similarity: xr.Dataset, params: Params) -> Plot:
 
 def _draw_map(drawing: Figure, panel: Axes, similarity: xr.Dataset, params: Params) -> None:
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     cells = similarity["cosine_map"].transpose("first_cell", "second_cell").values
     n_first, n_second = (similarity.sizes[f"{side}_latent"] for side, _ in SIDES)
@@ -63,7 +64,7 @@ def _draw_map(drawing: Figure, panel: Axes, similarity: xr.Dataset, params: Para
     panel.set_xlabel(f"Latent of {params.second_name} (ordered)" if not same else "Latent (ordered)")
     panel.grid(False)
     for axis in (panel.xaxis, panel.yaxis):
-        axis.get_major_locator().set_params(nbins=4, integer=True)
+        axis.set_major_locator(MaxNLocator(4, integer=True))
     drawing.colorbar(shown, ax=panel, label="Cosine of decoder rows", fraction=0.05, pad=0.02)
 
 

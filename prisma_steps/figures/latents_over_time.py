@@ -96,14 +96,16 @@ def _averaged(
     import xarray as xr
 
     kinds = [None] if by is None else _kinds(courses, by)
-    parts, groups = [], []
+    parts: list[xr.Dataset] = []
+    groups = []
     for kind in kinds:
         of_kind = chosen if by is None else chosen.isel(image=courses[by].values == kind)
         parts.append(average(of_kind.reset_coords(drop=True), "image"))
         groups.append((_kind_name(courses, by, kind), of_kind.sizes["image"]))
     names = [name for name, _ in groups]
     # One clip of a kind has no standard error: its band is missing where the others have theirs.
-    return xr.concat(parts, xr.IndexVariable("group", names), join="exact", data_vars="all"), groups
+    joined: xr.Dataset = xr.concat(parts, xr.IndexVariable("group", names), join="exact", data_vars="all")
+    return joined, groups
 
 
 def _kinds(courses: xr.Dataset, by: str) -> list[Any]:
@@ -132,6 +134,8 @@ def _kind_name(courses: xr.Dataset, by: str | None, kind: Any) -> str:
 
 
 def _draw(panel: Axes, of_latent: xr.Dataset, name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     time = of_latent["patch_frame"].values
     for color, number in zip(_colours(), range(of_latent.sizes["group"]), strict=False):
         line = of_latent.isel(group=number)
@@ -141,7 +145,7 @@ def _draw(panel: Axes, of_latent: xr.Dataset, name: str) -> None:
             error = line[name + STANDARD_ERROR].values
             panel.fill_between(time, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
     panel.set_ylim(bottom=0)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def _colours() -> list:

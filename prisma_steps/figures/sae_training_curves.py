@@ -67,7 +67,7 @@ def sae_training_curves(sae: xr.Dataset, params: Params) -> Plot:
             panel.set_ylabel(SHORT.get(curve, axis_label(sae, curve)))
     for row, title in zip(axes, rows, strict=True):
         row[0].set_title(title, loc="left")
-    _count_tokens(axes, float(points["tokens_seen"].max()))
+    _count_tokens(axes, float(sae["tokens_seen"].max()))
     drawing.supxlabel(axis_label(sae, "tokens_seen"), fontsize=7)
     encoding.legend(drawing, markers=False)
     return Plot(drawing, points, _caption(sae, params))

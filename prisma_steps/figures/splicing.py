@@ -81,9 +81,9 @@ def _frame(pixels: xr.DataArray, shown: xr.Dataset, frame: int) -> tuple[xr.Data
     if frame >= tubelets:
         raise StepError(f"splicing: frame is {frame}, and the clip has {tubelets} on the patch grid")
     of_frame = (shown["patch_frame"] == frame) | (shown["token_kind"] != "patch")
-    keys = {"key_token": of_frame.values} if "key_token" in shown.dims else {}
+    dims = [dim for dim in ("token", "key_token") if dim in shown.dims]
     still = pixels.isel(frame=frame * pixels.sizes["frame"] // tubelets)
-    return still, shown.isel(token=of_frame.values, **keys)
+    return still, shown.isel(dict.fromkeys(dims, of_frame.values))
 
 
 def _attention(shown: xr.Dataset, head: int | None) -> dict[str, xr.DataArray]:
@@ -111,7 +111,8 @@ def _page(width: float) -> tuple[Figure, Sequence[SubFigure]]:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width, SHAPE * width), layout="constrained")
-    return drawing, drawing.subfigures(2, 1)
+    halves: Any = drawing.subfigures(2, 1)
+    return drawing, halves
 
 
 def _show_image(panel: Axes, pixels: xr.DataArray) -> None:

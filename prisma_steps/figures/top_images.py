@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from prisma_steps.figures.average import frame
 from prisma_steps.figures.heat import COLOURS, frames_of, over_image
 from prisma_steps.figures.one_image import bare, pixels_of
 from prisma_steps.figures.patch_grid import on_grid, require_tokens
@@ -58,8 +59,7 @@ def top_images(ranking: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
     shown = ranking[wanted].sel(latent=_latents(ranking, params)).isel({params.by: slice(params.n_images)})
     shown = shown.rename(dict(zip(wanted, ("image", "activation", "heat_map"), strict=True))).compute()
     drawing = _draw(shown, images, params)
-    numbers = shown[["image", "activation"]].to_dataframe().reset_index()
-    return Plot(drawing, numbers[["latent", params.by, "image", "activation"]], _caption(shown, params))
+    return Plot(drawing, frame(shown[["image", "activation"]]), _caption(shown, params))
 
 
 def _latents(ranking: xr.Dataset, params: Params) -> list[int]:

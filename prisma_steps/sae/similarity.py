@@ -48,7 +48,8 @@ def nearest(first: Rows, second: Rows, itself: bool = False) -> tuple[Nearest, N
     for start, cosine in _blocks(first, second):
         if itself:
             cosine.diagonal(start).fill_(-torch.inf)
-        of_first.append(tuple(cosine.max(1)))
+        here, there = cosine.max(1)
+        of_first.append((here, there))
         highest, row = cosine.max(0)
         better = highest > best
         best, which = torch.where(better, highest, best), torch.where(better, row + start, which)

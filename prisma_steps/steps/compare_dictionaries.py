@@ -66,8 +66,8 @@ def compare_dictionaries(first: xr.Dataset, second: xr.Dataset, params: Params, 
         orders = order, order
     else:
         orders = matched_order(of_first, of_second)
-    ordered = (side[torch.from_numpy(order)] for side, order in zip((rows, others), orders, strict=True))
-    cells = cosine_map(*ordered, params.cells, itself)
+    down, across = (side[torch.from_numpy(order)] for side, order in zip((rows, others), orders, strict=True))
+    cells = cosine_map(down, across, params.cells, itself)
     job.progress(1, 1)
     return label(_labelled((of_first, of_second), orders, cells, itself, params))
 

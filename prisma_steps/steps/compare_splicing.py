@@ -58,16 +58,16 @@ def compare_splicing(
             for a block that does not exist, or whose attention the dictionary cannot change; for a model
             without a head.
     """
-    from prisma_steps.analysis.classes import class_names, require_head
     from prisma_steps.analysis.splicing import compare_runs
     from prisma_steps.analysis.steering import check_splice, steered_tokens
     from prisma_steps.data.pixels import raw_batch
+    from prisma_steps.models.classes import class_names, require_classes
     from prisma_steps.models.loading import load_model
     from prisma_steps.sae.place import labels_of
     from prisma_steps.sae.placed import as_splice
 
     vit, splice = load_model(model, job.device), as_splice(sae, job.device)
-    require_head(vit, "compare_splicing")
+    require_classes(vit, "compare_splicing")
     check_splice(vit, splice)
     names = class_names(vit, images)
     images = images.isel(image=_places(images, params))
@@ -85,7 +85,8 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
     Raises:
         StepError: for one that is not there, or is named twice.
     """
-    ids, found = images.get_index("image"), []
+    ids = images["image"].values.tolist()
+    found = []
     for asked in params.chosen_images:
         there = asked in range(len(ids)) if isinstance(asked, int) else asked in ids
         if not there:
@@ -93,7 +94,7 @@ def _places(images: xr.Dataset, params: Params) -> list[int]:
                 f"compare_splicing: no image {asked!r}: give a place from 0 to {len(ids) - 1}, or an id such "
                 f"as {ids[0]!r}"
             )
-        found.append(asked if isinstance(asked, int) else int(ids.get_loc(asked)))
+        found.append(asked if isinstance(asked, int) else ids.index(asked))
     if len(set(found)) < len(found):
         raise StepError(
             f"compare_splicing: one image is named twice, by place and by id: {params.chosen_images}"
@@ -140,7 +141,7 @@ def _labelled(
     tokens: dict[str, Any],
     chosen: np.ndarray,
     images: xr.Dataset,
-    names: np.ndarray,
+    names: list[str],
     layer: int | None,
 ) -> xr.Dataset:
     import numpy as np

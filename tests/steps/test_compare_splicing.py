@@ -82,7 +82,7 @@ def test_runs_are_those_of_the_model(model: Artifact, images: xr.Dataset) -> Non
     vit.run_with_hooks(pixels, {("resid_post", 1): lambda _: x_hat, ("pattern", 2): keep})
     plain = vit.read(pixels, ["pattern"], [2])["pattern", 2]
     # float32, values of about 1
-    close = {"rtol": 1e-4, "atol": 1e-5}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
     for name, value in {"value": x, "reconstruction": x_hat, "error": x - x_hat}.items():
         np.testing.assert_allclose(found[f"{name}_norm"], value.norm(dim=-1), **close)
     np.testing.assert_allclose(found["logit"].sel(run="clean"), vit(pixels), **close)
