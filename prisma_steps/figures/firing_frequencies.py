@@ -42,7 +42,7 @@ def firing_frequencies(quality: xr.Dataset, params: Params) -> Plot:
         StepError: when there are no firing frequencies, or no latent fires.
     """
     require(quality, "firing_frequency", "latent", of="firing_frequencies")
-    frequency = quality[["firing_frequency"]]
+    frequency = quality[["firing_frequency"]].compute()
     edges = _edges(frequency["firing_frequency"].values, params.bins_per_decade)
     shown = _histogram(frequency, edges)
     encoding = encode(shown, params, inner=("bin",), of="firing_frequencies")

@@ -58,6 +58,12 @@ def test_bins_hold_all_latents_of_all_seeds(saes: xr.Dataset) -> None:
         assert dense["latents_in_bin"].sum() == (values >= 0.1).sum()
 
 
+def test_stored_data_may_be_lazy(saes: xr.Dataset) -> None:
+    lazy = firing_frequencies.__wrapped__(saes.chunk(layer=1), FrequencyParams(columns="layer"))
+    eager = firing_frequencies.__wrapped__(saes, FrequencyParams(columns="layer"))
+    assert lazy.numbers.equals(eager.numbers)
+
+
 def test_the_dead_have_a_bar_with_their_number_and_dense_a_line(saes: xr.Dataset) -> None:
     one = saes.sel(layer=1)
     panel = firing_frequencies.__wrapped__(one, FrequencyParams()).figure.axes[0]
