@@ -29,14 +29,14 @@ def python_with(package: str, *needs: str) -> Path | None:
     """
     name, _, version = package.partition("==")
     folder = ROOT / "build" / "benchmarks" / name
-    python, mark = folder / "bin" / "python", folder / version
-    if mark.exists():
+    python, mark, ours = folder / "bin" / "python", folder / version, sysconfig.get_path("purelib")
+    if mark.exists() and mark.read_text() == ours:
         return python
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     constraints = folder / "constraints.txt"
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-c", _SHARE_OURS, sysconfig.get_path("purelib"), str(constraints)],
+        [str(python), "-c", _SHARE_OURS, ours, str(constraints)],
         [*pip, "--no-deps", package],
         *([[*pip, "--constraint", str(constraints), *needs]] if needs else []),
     ):
@@ -44,5 +44,5 @@ def python_with(package: str, *needs: str) -> Path | None:
         if done.returncode:
             print(f"{name} is not compared with: it could not be installed. {done.stderr.strip()[-300:]}")
             return None
-    mark.touch()
+    mark.write_text(ours)
     return python

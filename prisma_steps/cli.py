@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from prisma_steps import store_commands
+from prisma_steps import claims_command, store_commands
 from prisma_steps.command_line import (
     DEFAULT_STORE,
     FAILED,
@@ -55,7 +55,9 @@ app = typer.Typer(
 
     [bold]prisma-steps show quickstart/quality[/bold]  what a result holds, and where it comes from
 
-    Exit codes: 0 done, 1 a job failed or an artifact is damaged,
+    [bold]prisma-steps claims quickstart[/bold]        which claims of the experiment hold
+
+    Exit codes: 0 done, 1 a job failed, an artifact is damaged or (--strict) a claim does not hold,
     2 a mistake in the experiment or the command, 130 interrupted.
     """,
 )
@@ -249,6 +251,7 @@ def status(experiment: ExperimentName, store: StoreRoot = DEFAULT_STORE, as_json
             console.print(f"{escape(found.jobs[key].title)} is being made by {owner}")
 
 
+app.command()(claims_command.claims)
 store_commands.add_to(app)
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from prisma_steps.axes import Axis, AxisConflict, View, merge, view
+from prisma_steps.claims.check import Grid
+from prisma_steps.claims.declaration import Claim, read_claims
 from prisma_steps.node import Node, Reference, read_node
 from prisma_steps.parameters import check_size
 from prisma_steps.problems import ExperimentError, Problem, close, nearest, shown
 from prisma_steps.yaml_source import Source, read_yaml
 
-_TOP_LEVEL = {"title": str, "description": str, "seed": int, "nodes": dict}
+_TOP_LEVEL = {"title": str, "description": str, "seed": int, "nodes": dict, "claims": list}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -26,6 +28,7 @@ class Experiment:
         order: names of the nodes in the order of the file.
         axes: the grid of every node, inherited axes first.
         views: how a node's slot sees the grid of the node that it names.
+        claims: what it states of its results; in no key, so that a new claim reruns nothing.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Experiment:
     nodes: dict[str, Node] = field(default_factory=dict)
     axes: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
     views: dict[tuple[str, str], View] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
 
 def find_experiment(name: str | Path) -> Path:
@@ -68,6 +72,7 @@ def read_experiment(path: Path) -> Experiment:
     experiment.nodes = {node.name: node for node in sorted_nodes}
     for node in sorted_nodes:
         _resolve_axes(experiment, node, source)
+    experiment.claims = _read_claims(experiment, source)
     if source.problems:
         raise ExperimentError(source.file, source.problems)
     return experiment
@@ -110,12 +115,28 @@ def _read_top_level(source: Source, path: Path) -> Experiment:
     return experiment
 
 
+def _read_claims(experiment: Experiment, source: Source) -> tuple[Claim, ...]:
+    entries = source.data.get("claims")
+    known = source.data.get("nodes")
+    grids: dict[str, Grid | None] = dict.fromkeys(known if isinstance(known, dict) else ())
+    # Of a grid where something is wrong axes may be missing, here and in all that inherits them.
+    for name, axes in experiment.axes.items() if not source.problems else ():
+        kept = tuple(axis for axis in axes if axis.joined is None)
+        grids[name] = Grid(kept, experiment.nodes[name].step.output)
+    return read_claims(source, entries if isinstance(entries, list) else [], grids)
+
+
 def _typed(source: Source, data: Mapping[str, Any], key: str, kind: type) -> Any:
     value = data.get(key)
     if value is None:
         return 0 if kind is int else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        words = {str: "text", int: "a whole number", dict: "a mapping of node names to nodes"}
+        words = {
+            str: "text",
+            int: "a whole number",
+            dict: "a mapping of node names to nodes",
+            list: "a list of claims",
+        }
         source.problem((key,), key, f"is {shown(value)}, expected {words[kind]}")
         return 0 if kind is int else None
     return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+from prisma_steps.claims.criterion import WORDS
 from prisma_steps.step import Step, all_steps
 
 
@@ -30,11 +32,46 @@ def experiment_schema() -> dict[str, Any]:
                 "propertyNames": {"pattern": "^[a-z][a-z0-9_]*$"},
                 "additionalProperties": {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in steps]},
             },
+            "claims": {
+                "type": "array",
+                "items": _claim(),
+                "description": "what the experiment states of its results",
+            },
         },
         "$defs": {
             "reference": _reference(),
             **{name: _node(step) for name, step in steps.items()},
         },
+    }
+
+
+def _claim() -> dict[str, Any]:
+    number, text = {"type": "number"}, {"type": "string", "pattern": r"\S"}
+    pairs = itertools.combinations(WORDS, 2)
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["says", "value"],
+        "properties": {
+            "says": {**text, "description": "the statement in words"},
+            "value": {**text, "description": "an expression, as node.variable.sel(layer=2).mean('seed')"},
+            "published": {**number, "description": "the published number"},
+            "source": {**text, "description": "where it was published"},
+            "within": {**number, "minimum": 0, "description": "greatest distance from published"},
+            "above": {**number, "description": "what the value is greater than"},
+            "below": {**number, "description": "what the value is less than"},
+            "between": {
+                "type": "array",
+                "items": number,
+                "minItems": 2,
+                "maxItems": 2,
+                "description": "the lowest and the highest value",
+            },
+        },
+        # What follows a comma in a value that is not in quotes is a key without a value to YAML.
+        "patternProperties": {r"[().=]": {"type": "null"}},
+        "dependentRequired": {"within": ["published"]},
+        "not": {"anyOf": [{"required": list(pair)} for pair in pairs]},
     }
 
 

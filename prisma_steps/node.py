@@ -130,14 +130,14 @@ def _check_kind(source: Source, name: str, slot: str, reference: Reference, foun
     body = source.data["nodes"][reference.node]
     produced = isinstance(body, dict) and all_steps().get(str(body.get("step", body.get("figure"))))
     wanted = found.inputs[slot].kind
-    if produced and produced.output != wanted:
+    if produced and not wanted.takes(produced.output):
         what = f"{reference.node} is {produced.output.name} (from {produced.name}), expected {wanted.name}"
         source.problem(("nodes", name, slot), f"{name}.{slot}", what, _fitting(source, wanted))
 
 
 def _fitting(source: Source, wanted: Kind) -> str:
     """Hint: the nodes of a kind, or the steps that make it."""
-    making = [step.name for step in all_steps().values() if step.output == wanted]
+    making = [step.name for step in all_steps().values() if wanted.takes(step.output)]
     nodes = [
         node
         for node, body in source.data["nodes"].items()

@@ -6,6 +6,7 @@ this module, or a module that declares a step, imports neither torch nor xarray:
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import inspect
@@ -13,6 +14,7 @@ import os
 import pickle
 import pkgutil
 import platform
+import shutil
 import tempfile
 import time
 import warnings
@@ -298,12 +300,26 @@ class Job:
         report: Callable[[int, int, str], None] = _no_report,
         checkpoint_every: float = 15.0,
     ) -> None:
-        """Work in ``scratch`` (a new temporary folder if None) with ``threads`` threads."""
-        self.scratch = scratch or Path(tempfile.mkdtemp(prefix="prisma-steps-"))
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        """Work in ``scratch`` (if None in a temporary folder) with ``threads`` threads."""
+        self._scratch = scratch
+        self._checkpoint_every = checkpoint_every
         self.threads = threads
         self.report = report
-        self.checkpoint = Checkpoint(self.scratch / "checkpoint.pt", checkpoint_every)
+
+    @cached_property
+    def scratch(self) -> Path:
+        """A folder for unfinished work; a temporary one lasts as long as the process: results may read it."""
+        if self._scratch is None:
+            temporary = Path(tempfile.mkdtemp(prefix="prisma-steps-"))
+            atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+            return temporary
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """What the job has done so far, for the next attempt at it."""
+        return Checkpoint(self.scratch / "checkpoint.pt", self._checkpoint_every)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell how far the job is; ``note`` is shown beside the bar (a loss, say)."""

@@ -1,4 +1,4 @@
-"""A seeded split of images into those for training and those for the test."""
+"""Seeded splits of images into those for training, those for the validation and those for the test."""
 
 from __future__ import annotations
 
@@ -26,3 +26,27 @@ def split(count: int, test_fraction: float, seed: int) -> tuple[Int[Tensor, " tr
         )
     order = torch.randperm(count, generator=torch_generator(seed, "split into training and test"))
     return order[n_test:].sort().values, order[:n_test].sort().values
+
+
+def split_off_validation(
+    train: Int[Tensor, " train"], count: int, validation_fraction: float, seed: int
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " validation"]]:
+    """Positions, ascending, of the images left for training and of those taken from them for a validation.
+
+    Args:
+        train: positions of the training images that ``split`` leaves.
+        count: number of all images, of which ``validation_fraction`` is a share.
+        validation_fraction: share of all images, so that those of the test do not make it smaller.
+        seed: as for ``split``, which draws from another stream.
+
+    Raises:
+        StepError: when one side would be empty.
+    """
+    n = round(count * validation_fraction)
+    if not 0 < n < len(train):
+        raise StepError(
+            f"validation_fraction {validation_fraction} of {count} images takes {n} of the {len(train)} that "
+            f"the test leaves; it must take at least one, and leave one for training"
+        )
+    order = torch.randperm(len(train), generator=torch_generator(seed, "split into training and validation"))
+    return train[order[n:].sort().values], train[order[:n].sort().values]

@@ -1,10 +1,10 @@
-"""Training of a ``ToyViT`` as a classifier: AdamW, warm-up and cosine decay, resumable at any step."""
+"""Training of a ``ToyViT`` as a classifier: AdamW, a schedule, early stopping, resumable at any step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil, cos, isfinite, pi, prod
+from math import ceil, cos, inf, isfinite, pi, prod
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ TEST_FRAMES = 512
 
 
 class DivergedError(ValueError):
-    """The training loss is no longer a finite number."""
+    """The training loss, or that of the validation, is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,15 @@ class Settings:
         learning_rate: the highest, reached at the end of the warm-up.
         weight_decay: of matrices; biases, norms, the CLS token and the positions are not decayed.
         warmup: optimiser steps over which the learning rate grows linearly.
+        schedule: how it goes on: half a cosine to 0, falling by steps, or constant.
+        step_size: optimiser steps from one fall to the next, for the schedule ``step``.
+        gamma: factor of a fall.
         gradient_clip: largest norm of the gradient of all parameters together.
         compute_dtype: of the products in a training step (bfloat16 by autocast). Weights, the residual
             stream, the optimiser and the evaluation are float32 either way.
         evaluations: how often in an epoch the history gets an entry.
+        patience: entries of the history without a lower validation loss after which training stops; None
+            trains to the end.
         seed: of the order of the images.
     """
 
@@ -49,6 +54,10 @@ class Settings:
     compute_dtype: Literal["float32", "bfloat16"]
     evaluations: int
     seed: int
+    schedule: Literal["cosine", "step", "constant"]
+    step_size: int
+    gamma: float
+    patience: int | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ class Progress:
     """All that training goes on from, besides the data and the settings.
 
     ``loss`` and ``correct`` are sums over the ``seen`` images since the last entry of the history; ``kept``
-    tells of the weights that ``Trainer.note_kept`` was told of.
+    tells of the weights that ``Trainer.note_kept`` was told of; ``lowest`` is the validation loss of the best
+    weights so far, and ``waited`` the entries of the history since.
     """
 
     step: int = 0
@@ -87,32 +97,52 @@ class Progress:
     seen: int = 0
     history: dict[str, list[float | int]] = field(default_factory=lambda: {name: [] for name in HISTORY})
     kept: dict[str, list[float | int]] = field(default_factory=lambda: {name: [] for name in KEPT})
+    lowest: float = inf
+    waited: int = 0
 
 
 def learning_rate(step: int, total: int, settings: Settings) -> float:
-    """The learning rate of optimiser step ``step`` (from 0): linear warm-up, then half a cosine to 0."""
+    """The learning rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule.
+
+    The cosine reaches 0 after ``total`` steps; ``step`` is StepLR of PyTorch, counted from the end of the
+    warm-up, as in ViT-Prisma.
+    """
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(total - settings.warmup, 1)
-    return settings.learning_rate * (1 + cos(pi * done)) / 2
+    after = step - settings.warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    if settings.schedule == "step":
+        return settings.learning_rate * settings.gamma ** (after // settings.step_size)
+    return settings.learning_rate * (1 + cos(pi * after / max(total - settings.warmup, 1))) / 2
 
 
 class Trainer:
     """One training run, which can stop after any optimiser step and be taken up again.
 
     The order of the images of an epoch depends on the seed and the number of the epoch alone, so the model,
-    the optimiser and ``Progress`` are the whole state.
+    the best weights so far, the optimiser and ``Progress`` are the whole state.
     """
 
     def __init__(
-        self, model: ToyViT, train: Classified, test: Classified, settings: Settings, device: str
+        self,
+        model: ToyViT,
+        train: Classified,
+        test: Classified,
+        settings: Settings,
+        device: str,
+        validation: Classified | None = None,
     ) -> None:
-        """Make ready to train ``model`` in place."""
+        """Make ready to train ``model`` in place. A patience needs images for the validation."""
         self.model = model
         nn.Module.to(model, device)  # transformers decorates its own .to so that types are lost
         self.train, self.test, self.settings, self.device = train, test, settings, device
         self.optimizer = _optimizer(model, settings)
+        self.validation = validation
+        self.best: dict[str, Tensor] | None = None
         self.progress = Progress()
+        if validation is not None:
+            self.progress.history["validation_loss"] = []
         self.steps_per_epoch = ceil(len(train) / settings.batch_size)
         self.total = self.steps_per_epoch * settings.epochs
         self._order: tuple[int, Tensor] | None = None
@@ -121,6 +151,7 @@ class Trainer:
         """The state after the last whole step, for ``restore``."""
         return {
             "model": self.model.state_dict(),
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
@@ -128,22 +159,33 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.model.load_state_dict(state["model"])
+        self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
     def run(self, after_step: Callable[[Trainer, float], None]) -> None:
-        """Train to the end. ``after_step`` is called with the batch's loss once a step is complete.
+        """Train to the end, or until patience is lost. Leaves the weights of the lowest validation loss.
+
+        Without a validation it leaves the last ones. ``after_step`` is called with the batch's loss once a
+        step is complete.
 
         Raises:
             DivergedError: naming the optimiser step whose loss is not finite.
         """
         self.model.train()
-        while self.progress.step < self.total:
+        while self.progress.step < self.total and not self.has_stopped:
             loss = self._step()
             if self._is_due():
                 self._record()
             after_step(self, loss)
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
         self.model.eval()
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the validation loss has not fallen for so long that patience is lost."""
+        return self.settings.patience is not None and self.progress.waited >= self.settings.patience
 
     def note_kept(self) -> None:
         """Note that the weights as they are now are kept, and what they reach on the test images."""
@@ -207,9 +249,23 @@ class Trainer:
             "test_accuracy": test_accuracy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+        if self.validation is not None:
+            entry["validation_loss"] = self._validate(self.validation)
         for name, value in entry.items():
             progress.history[name].append(value)
         progress.loss, progress.correct, progress.seen = 0.0, 0, 0
+
+    def _validate(self, images: Classified) -> float:
+        """The validation loss; where it is the lowest so far, the weights are kept."""
+        progress = self.progress
+        loss, _ = evaluate(self.model, images, self.device)
+        if not isfinite(loss):
+            raise DivergedError(f"the validation loss became {loss} at optimiser step {progress.step}")
+        progress.waited += 1
+        if loss < progress.lowest:
+            progress.lowest, progress.waited = loss, 0
+            self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        return loss
 
 
 @torch.no_grad()

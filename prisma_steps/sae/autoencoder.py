@@ -91,14 +91,13 @@ class Autoencoder(nn.Module, ABC):
         settings: names of the constructor's own arguments, kept as attributes and stored with the weights.
             The first is the one that sets how sparse the latents are.
         biases: names of the weights that have one number a latent.
-        resampled_share: norm of a resampled latent's encoder, as a share of the mean of the living: a fifth
-            in Bricken et al. 2023, so that it disturbs little; all where latents compete, and it would lose.
+        compete: whether latents fire only by being larger than others.
     """
 
     architecture: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
     biases: ClassVar[tuple[str, ...]] = ("b_enc",)
-    resampled_share: ClassVar[float] = 0.2
+    compete: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, name: str, **kwargs: Any) -> None:
         """Register an architecture.
@@ -140,7 +139,9 @@ class Autoencoder(nn.Module, ABC):
     def initialise(self, b_dec: Float[Tensor, " d_out"], generator: torch.Generator) -> None:
         """Start from random unit directions with a tied encoder.
 
-        A transcoder's encoder starts from unit directions of its own where its input has another width.
+        Without competition half of the latents fire at first, and reconstruct n_latents / (2 d_in) times the
+        input: where that is more than the input, the encoder starts so much smaller. A transcoder's encoder
+        starts from directions of its own where its input has another width.
 
         Args:
             b_dec: a centre of the *normalised* targets.
@@ -149,7 +150,8 @@ class Autoencoder(nn.Module, ABC):
         self.W_dec.copy_(_unit_rows(self.W_dec.shape, generator))
         tied = self.shape.d_in == self.shape.d_out
         encoder = self.W_dec if tied else _unit_rows(self.W_enc.T.shape, generator)
-        self.W_enc.copy_(encoder.T)
+        norm = 1.0 if self.compete else min(1.0, 2 * self.shape.d_in / self.shape.n_latents)
+        self.W_enc.copy_(encoder.T * norm)
         self.reset_biases(torch.arange(self.shape.n_latents))
         self.b_dec.copy_(b_dec)
         if self.shape.skip:

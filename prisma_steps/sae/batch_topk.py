@@ -21,7 +21,7 @@ class BatchTopKAutoencoder(Autoencoder, name="batch_topk"):
     """
 
     settings = ("k", "aux_k_coefficient")
-    resampled_share = 1.0
+    compete = True
 
     threshold: Float[Tensor, ""]
 

@@ -15,6 +15,10 @@ from prisma_steps.sae.autoencoder import Autoencoder, Objective, dead_error
 from prisma_steps.sae.buffers import Buffers
 from prisma_steps.sae.threads import array, in_parallel
 
+#: Bytes of latents that are computed before anything is done with them: a fraction of those of a batch, but
+#: enough for products at full speed.
+_CHUNK = 2**24
+
 
 class Codes(NamedTuple):
     """Sparse latents of a batch.
@@ -40,8 +44,8 @@ class Pass(NamedTuple):
         errors: ‖y − ŷ‖² of each token.
         penalty: what the loss adds for sparsity.
         firings: tokens on which each latent is active.
-        encoder: gradient of W_enc, a latent a row.
-        decoder: gradient of W_dec.
+        encoder: gradient of W_enc, a latent a row, rounded as what is multiplied.
+        decoder: gradient of W_dec, likewise.
         bias: gradient of b_enc.
     """
 
@@ -125,6 +129,12 @@ class FusedGradients(ABC):
 
     # --- parts of a pass
 
+    def _chunks(self, centred: Float[Tensor, "token d_in"]) -> list[slice]:
+        """Tokens of which all latents are in memory at once."""
+        of_token = self.autoencoder.shape.n_latents * self.dtype.itemsize
+        size = -(-len(centred) // -(-len(centred) * of_token // _CHUNK))
+        return [slice(first, first + size) for first in range(0, len(centred), size)]
+
     def _centred(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
         centred = self._buffers.get("centred", *x.shape, dtype=self.dtype)
         if self.autoencoder.subtracts_b_dec:
@@ -183,8 +193,8 @@ class FusedGradients(ABC):
         tokens = self._buffers.get("tokens", len(slopes), dtype=torch.int32)
         order = (offsets, slots, tokens)
         sparse_kernels.group(*map(array, (codes.starts, codes.stops, codes.indices, *order)))
-        encoder = self._buffers.get("encoder", n_latents, centred.shape[1])
-        decoder = self._buffers.get("decoder", n_latents, y.shape[1])
+        encoder = self._buffers.get("encoder", n_latents, centred.shape[1], dtype=self.dtype)
+        decoder = self._buffers.get("decoder", n_latents, y.shape[1], dtype=self.dtype)
         bias, activity = self._buffers.get("bias", n_latents), torch.empty(n_latents)
         in_parallel(sparse_kernels.outer_sums, n_latents, *order, codes.values, gradient, decoder)
         in_parallel(sparse_kernels.outer_sums, n_latents, *order, slopes, centred, encoder)

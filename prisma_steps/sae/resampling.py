@@ -9,6 +9,8 @@ from torch import Tensor
 
 from prisma_steps.sae.autoencoder import Autoencoder
 
+_SHARE = 0.2
+
 
 @torch.no_grad()
 def resample(
@@ -20,8 +22,9 @@ def resample(
 ) -> Int[Tensor, " resampled"]:
     """Point dead latents at tokens drawn with probability ∝ ‖y − ŷ‖⁴ (Bricken et al. 2023, appendix).
 
-    A decoder row becomes the target's direction from b_dec, the encoder row that of the input at a share of
-    the mean norm of the living (``Autoencoder.resampled_share``), biases 0.
+    A decoder row becomes the target's direction from b_dec, biases 0, and the encoder row the direction of
+    the input, at a fifth of the mean norm of the living, so that it disturbs little; at all of it where
+    latents compete, and it would lose.
 
     Args:
         autoencoder: changed in place.
@@ -44,6 +47,6 @@ def resample(
     norm = living.norm(dim=1).mean() if len(living) else autoencoder.W_enc.new_ones(())
     autoencoder.W_dec[latents] = F.normalize(y[drawn] - autoencoder.b_dec, dim=1)
     encoder = F.normalize(autoencoder.centred(x[drawn]), dim=1)
-    autoencoder.W_enc.T[latents] = encoder * (autoencoder.resampled_share * norm)
+    autoencoder.W_enc.T[latents] = encoder * (norm if autoencoder.compete else _SHARE * norm)
     autoencoder.reset_biases(latents)
     return latents

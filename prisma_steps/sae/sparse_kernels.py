@@ -44,7 +44,7 @@ def _raise_to(maxima, values):
 
 
 @kernel
-def select(first, last, bits, latents, k, stops, indices, values):
+def select(first, last, bits, latents, k, counts, indices, values):
     """Of tokens: the ``k`` largest of ``latents`` that are positive; of equals those with the lower index.
 
     A row is cut into pieces that are laid one over the other. Of the columns' largest, the k-th largest is a
@@ -56,8 +56,8 @@ def select(first, last, bits, latents, k, stops, indices, values):
         bits: ``latents`` as signed integers, which order positive numbers as floats do.
         latents: non-negative.
         k: how many a token.
-        stops: becomes where a token's latents end; they begin at token · ``k``.
-        indices: becomes which they are, in rising order.
+        counts: becomes how many they are.
+        indices: becomes which they are, in rising order; ``k`` places a token.
         values: becomes how large they are.
     """
     n_latents = bits.shape[1]
@@ -90,14 +90,14 @@ def select(first, last, bits, latents, k, stops, indices, values):
         equals = 0
         for value in heap:
             equals += value == smallest
-        slot = token * k
+        slot = 0
         for candidate in range(n):
             value, place = candidates[candidate], places[candidate]
             if value > smallest or (value == smallest and equals > 0):
                 equals -= value == smallest
-                indices[slot], values[slot] = place, widened(latents[token, place])
+                indices[token, slot], values[token, slot] = place, widened(latents[token, place])
                 slot += 1
-        stops[token] = slot
+        counts[token] = slot
 
 
 @kernel
@@ -182,10 +182,14 @@ def group(starts, stops, indices, offsets, slots, tokens):
 @kernel
 def outer_sums(first, last, offsets, slots, tokens, weights, rows, sums):
     """Of latents: Σ_token weight · row of the token, a latent's tokens as ``group`` has them."""
+    total = np.empty(sums.shape[1], np.float32)
     for latent in range(first, last):
-        sums[latent] = 0
+        total[:] = 0
         for place in range(offsets[latent], offsets[latent + 1]):
-            add_row(weights[slots[place]], rows[tokens[place]], sums[latent])
+            add_row(weights[slots[place]], rows[tokens[place]], total)
+        row = sums[latent]
+        for i in range(len(row)):
+            row[i] = narrowed(total[i], row)
 
 
 @kernel

@@ -13,7 +13,7 @@ class TopKAutoencoder(Autoencoder, name="topk"):
     """f = relu(TopK_k((x − b_dec) W_enc + b_enc)), from Gao et al. 2024, arXiv 2406.04093, section 2.3."""
 
     settings = ("k", "aux_k_coefficient")
-    resampled_share = 1.0
+    compete = True
 
     def __init__(self, shape: Shape, k: int, aux_k_coefficient: float = 1 / 32) -> None:
         """Keep ``k`` latents a token.

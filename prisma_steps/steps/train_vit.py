@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WITH_MLP: dict[str, Any] = {"only_for": {"attention_only": [False]}}
 _ADDED_LATER: dict[str, Any] = {"as_before": True}
+_FALLING: dict[str, Any] = {**_ADDED_LATER, "only_for": {"schedule": ["step"]}}
 
 #: The parameters that are fields of ``ToyViTConfig``.
 ARCHITECTURE = (
@@ -60,12 +61,35 @@ class Params(StepParams):
     batch_size: int = Field(256, gt=0, description="images in an optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="highest learning rate, at the end of the warm-up")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of weight matrices")
-    warmup: int = Field(50, ge=0, description="optimiser steps of linear warm-up; a cosine to 0 follows")
+    warmup: int = Field(50, ge=0, description="optimiser steps of linear warm-up, before the schedule")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine",
+        description="learning rate after the warm-up: half a cosine to 0, StepLR, or constant",
+        json_schema_extra=_ADDED_LATER,
+    )
+    step_size: int = Field(
+        200, gt=0, description="StepLR: optimiser steps from one fall to the next", json_schema_extra=_FALLING
+    )
+    gamma: float = Field(0.8, gt=0, le=1, description="StepLR: factor of a fall", json_schema_extra=_FALLING)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of all parameters")
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products in training; weights and evaluation stay float32"
     )
     test_fraction: float = Field(0.1, gt=0, lt=1, description="share of the images held out for the test")
+    validation_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the images held out for early stopping, beside those for the test; 0 for none",
+        json_schema_extra=_ADDED_LATER,
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        gt=0,
+        description="entries of the history without a lower validation loss after which training stops and "
+        "leaves the weights that had the lowest; null: trains to the end and leaves the last",
+        json_schema_extra=_ADDED_LATER,
+    )
     evaluations_per_epoch: int = Field(1, gt=0, description="entries of the history in an epoch")
     checkpoint_steps: list[int] = Field(
         [],
@@ -73,12 +97,25 @@ class Params(StepParams):
         "0 is before training",
         json_schema_extra=_ADDED_LATER,
     )
-    seed: int = Field(0, ge=0, description="seed of the weights, of the split and of the order of images")
+    seed: int = Field(0, ge=0, description="seed of the weights, of the splits and of the order of images")
 
     @model_validator(mode="after")
     def _heads_share_out_d_model(self) -> Params:
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads {self.n_heads} does not divide d_model {self.d_model}")
+        return self
+
+    @model_validator(mode="after")
+    def _stops_by_a_validation(self) -> Params:
+        if (self.early_stopping_patience is None) != (self.validation_fraction == 0):
+            raise ValueError(
+                "early_stopping_patience and validation_fraction go together: training stops by the loss on "
+                "images that are neither trained nor tested on, such as validation_fraction: 0.05"
+            )
+        if self.early_stopping_patience is not None and self.checkpoint_steps:
+            raise ValueError(
+                "training may stop early and never reach checkpoint_steps: leave one of them out"
+            )
         return self
 
     @field_validator("checkpoint_steps")
@@ -95,11 +132,13 @@ def train_vit(images: xr.Dataset, params: Params, job: Job) -> Output:
 
     Minimises cross-entropy with AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). The history along
     ``step`` holds the training metrics since the entry before, and the test metrics on the held-out images;
-    ``test_accuracy`` is that of the model that is left, which has the last weights. Weights on the way to it
-    lie beside it where ``checkpoint_steps`` asks for them, with their test metrics along ``training_step``.
+    ``test_accuracy`` is that of the model that is left, which has the last weights; with
+    ``early_stopping_patience`` those of the entry with the lowest validation loss, after ``best_step``
+    optimiser steps. Weights on the way to it lie beside it where ``checkpoint_steps`` asks for them, with
+    their test metrics along ``training_step``.
 
     Raises:
-        StepError: when the images have no classes or fit no whole number of patches, when the split leaves
+        StepError: when the images have no classes or fit no whole number of patches, when a split leaves
             one side empty, when training is too short for a checkpoint, or when the loss is no longer finite.
     """
     from prisma_steps.models.loading import checkpoint_name, model_files, same_file
@@ -107,7 +146,8 @@ def train_vit(images: xr.Dataset, params: Params, job: Job) -> Output:
     from prisma_steps.models.training import DivergedError, Trainer
 
     model = ToyViT.initialised(_config(images, params), torch_generator(params.seed, "weights"))
-    trainer = Trainer(model, *_split(images, params), _settings(params), job.device)
+    train, test, validation = _split(images, params)
+    trainer = Trainer(model, train, test, _settings(params), job.device, validation)
     _check_checkpoints(trainer, params)
     state = job.checkpoint.load()
     if state is None:
@@ -145,17 +185,22 @@ def _config(images: xr.Dataset, params: Params) -> ToyViTConfig:
         raise StepError(f"train_vit: {error}") from error
 
 
-def _split(images: xr.Dataset, params: Params) -> tuple[Classified, Classified]:
-    """Training and test images, both with their pixels in memory."""
+def _split(images: xr.Dataset, params: Params) -> tuple[Classified, Classified, Classified | None]:
+    """Images for training, for the test and for early stopping, with their pixels in memory."""
     import torch
 
     from prisma_steps.data.pixels import labels
-    from prisma_steps.data.splits import split
+    from prisma_steps.data.splits import split, split_off_validation
     from prisma_steps.models.training import Classified
 
-    train, test = split(images.sizes["image"], params.test_fraction, params.seed)
+    count = images.sizes["image"]
     pixels, classes = torch.from_numpy(images["pixels"].values), labels(images)
-    return Classified(pixels[train], classes[train]), Classified(pixels[test], classes[test])
+    train, test = split(count, params.test_fraction, params.seed)
+    validation = None
+    if params.validation_fraction:
+        train, held_out = split_off_validation(train, count, params.validation_fraction, params.seed)
+        validation = Classified(pixels[held_out], classes[held_out])
+    return Classified(pixels[train], classes[train]), Classified(pixels[test], classes[test]), validation
 
 
 def _settings(params: Params) -> Settings:
@@ -171,6 +216,10 @@ def _settings(params: Params) -> Settings:
         compute_dtype=params.compute_dtype,
         evaluations=params.evaluations_per_epoch,
         seed=params.seed,
+        schedule=params.schedule,
+        step_size=params.step_size,
+        gamma=params.gamma,
+        patience=params.early_stopping_patience,
     )
 
 
@@ -212,7 +261,10 @@ def _history(images: xr.Dataset, model: ToyViT, trainer: Trainer) -> xr.Dataset:
         coords={"step": step, "epoch": ("step", epoch), "class_name": images["class_name"].variable},
         attrs={**_sizes(model.config), "n_parameters": sum(p.numel() for p in model.parameters())},
     )
-    data["test_accuracy"] = history["test_accuracy"][-1]
+    left = -1 - trainer.progress.waited  # the entry of the weights that are left
+    data["test_accuracy"] = history["test_accuracy"][left]
+    if trainer.best is not None:
+        data["best_step"] = step[left]
     return label(data.assign(_of_checkpoints(trainer)))
 
 

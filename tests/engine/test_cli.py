@@ -71,7 +71,7 @@ def listed(*words: str, code: int = 0) -> Any:
 
 def test_help_names_every_command_and_its_purpose() -> None:
     text = call("--help").stdout
-    for command in ("run", "plan", "why", "status", "show", "verify", "gc", "rm", "schema"):
+    for command in ("run", "plan", "why", "status", "claims", "show", "verify", "gc", "rm", "schema"):
         assert re.search(rf"^│ {command}\s+\w", text, re.MULTILINE), command
         assert "Usage: " in call(command, "--help").stdout
 

@@ -31,3 +31,21 @@ def test_that_of_the_focus_vit_needs_its_two_folders_and_no_more(tmp_path: Path)
         ("vit", "load_model"),
         ("probe", "train_probe"),
     ]
+
+
+def test_mice_vits_are_the_eight_published_cells_at_the_published_schedule(tmp_path: Path) -> None:
+    plan = plan_experiment(EXPERIMENTS / "mice_vits_dsprites.yaml", Store(tmp_path))
+    cells = [job.parameters for job in plan.jobs.values() if job.step == "train_vit"]
+    assert len(cells) == 8 * 3
+    assert {(cell["n_layers"], cell["attention_only"]) for cell in cells} == {
+        (layers, kind) for layers in (1, 2, 3, 4) for kind in (False, True)
+    }
+    published = {
+        **{"d_model": 512, "n_heads": 8, "d_mlp": 2048, "patch_size": 8, "layer_norm": False},
+        **{"learning_rate": 1e-4, "weight_decay": 0.01, "batch_size": 512, "gradient_clip": 1.0},
+        **{"warmup": 10, "schedule": "step", "step_size": 200, "gamma": 0.8},
+        **{"epochs": 10, "early_stopping_patience": 3},
+    }
+    assert all(cell.items() >= published.items() for cell in cells)
+    held_out = {cell["test_fraction"] + cell["validation_fraction"] for cell in cells}
+    assert held_out == {0.25} and 737_280 * (1 - 0.25) == 552_960

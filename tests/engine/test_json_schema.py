@@ -28,6 +28,10 @@ nodes:
   acts: {step: extract_activations, model: {node: vit, select: {depth: [1, 2]}}, images: images, sites: [q],
          parts: 2}
   curves: {figure: training_curves, model: {node: vit, select: {depth: 1}}}
+claims:
+  - {says: it rises, value: vit.test_accuracy.isel(depth=0, seed=0) < vit.test_accuracy.isel(depth=1, seed=0)}
+  - {says: as published, published: 0.9, source: a paper, value: vit.test_accuracy.max(), within: 0.1}
+  - {says: a share, value: vit.test_accuracy.min(), between: [0, 1]}
 """
 
 
@@ -76,6 +80,14 @@ MALFORMED = {
     "grid over parts": ("parts: 2", "parts: {grid: [1, 2]}"),
     "number of a part": ("parts: 2", "parts: 2, part: 1"),
     "name of a node": ("images: {step", "Images: {step"),
+    "claim without words": ("says: it rises, value", "value"),
+    "claim without a value": (", value: vit.test_accuracy.min()", ""),
+    "unknown key of a claim": ("source: a paper", "sorce: a paper"),
+    "two criteria": ("within: 0.1", "within: 0.1, above: 3"),
+    "nothing to be near to": ("published: 0.9, ", ""),
+    "negative distance": ("within: 0.1", "within: -0.1"),
+    "one bound of two": ("between: [0, 1]", "between: [0]"),
+    "word for a published number": ("published: 0.9", "published: high"),
 }
 
 

@@ -29,6 +29,10 @@ SETTINGS = Settings(
     compute_dtype="float32",
     evaluations=2,
     seed=0,
+    schedule="cosine",
+    step_size=200,
+    gamma=0.8,
+    patience=None,
 )
 
 
@@ -42,9 +46,10 @@ def quadrants(count: int) -> Classified:
     return Classified(pixels, labels)
 
 
-def make_trainer(train: Classified | None = None, **changes) -> Trainer:
+def make_trainer(train: Classified | None = None, validation: Classified | None = None, **changes) -> Trainer:
     model = ToyViT.initialised(CONFIG, torch.Generator().manual_seed(0))
-    return Trainer(model, train or quadrants(60), quadrants(20), replace(SETTINGS, **changes), "cpu")
+    settings = replace(SETTINGS, **changes)
+    return Trainer(model, train or quadrants(60), quadrants(20), settings, "cpu", validation)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -57,6 +62,36 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_a_warmup_longer_than_the_run_is_cut_off_where_the_run_ends():
     assert learning_rate(9, 10, replace(SETTINGS, warmup=40)) == pytest.approx(0.0025)
+
+
+def test_the_published_schedule_falls_by_a_fifth_every_200_steps_after_10_of_warmup():
+    published = replace(SETTINGS, learning_rate=1e-4, warmup=10, schedule="step", step_size=200, gamma=0.8)
+    rates = [learning_rate(step, 10800, published) for step in range(10800)]
+    assert rates[:10] == pytest.approx([1e-5 * n for n in range(1, 11)])
+    assert rates[10:210] == [1e-4] * 200
+    assert rates[210] == rates[409] == pytest.approx(0.8e-4)
+    assert rates[410] == pytest.approx(0.64e-4)
+    assert rates[10799] == pytest.approx(1e-4 * 0.8**53)
+    assert sum(rates) < 1.01e-4 * (5.5 + 1000), "a geometric series: no more than 1000 steps at the full rate"
+
+
+def test_falls_are_those_of_pytorch():
+    settings = replace(SETTINGS, warmup=0, schedule="step", step_size=7, gamma=0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.5)
+    for step in range(30):
+        # PyTorch multiplies again and again, we take a power
+        assert learning_rate(step, 30, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_constant_rate_stays_after_the_warmup():
+    constant = replace(SETTINGS, schedule="constant")
+    assert [learning_rate(step, 24, constant) for step in range(24)] == [
+        *[0.0025, 0.005, 0.0075],
+        *[0.01] * 21,
+    ]
 
 
 def test_every_epoch_shows_every_image_once_in_another_order():
@@ -139,12 +174,80 @@ def test_a_loss_that_is_not_finite_names_its_step():
         trainer.run(spoil)
 
 
-def test_the_state_is_all_that_training_goes_on_from():
-    whole = make_trainer()
+# --- early stopping
+
+
+def unlearnable(count: int) -> Classified:
+    """Images as for training, with classes that are wrong: the better a model is, the higher its loss."""
+    images = quadrants(count)
+    return Classified(images.pixels, (images.labels + 1) % 4)
+
+
+def same_weights(model: ToyViT, weights: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_training_stops_once_patience_is_lost_and_leaves_the_best_weights():
+    trainer = make_trainer(quadrants(400), unlearnable(100), epochs=20, evaluations=1, patience=3)
+    after_epochs = []
+
+    def keep(trainer, _):
+        if trainer.progress.step % trainer.steps_per_epoch == 0:
+            after_epochs.append(_copy(trainer.model.state_dict()))
+
+    trainer.run(keep)
+    losses = trainer.progress.history["validation_loss"]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 3 < 20
+    assert trainer.progress.step == len(losses) * trainer.steps_per_epoch
+    assert [same_weights(trainer.model, weights) for weights in after_epochs].index(True) == best
+    assert evaluate(trainer.model, unlearnable(100), "cpu")[0] == min(losses)
+
+
+def test_training_goes_on_while_the_validation_loss_falls_and_ends_at_the_best():
+    whole = make_trainer(quadrants(400), epochs=4, evaluations=1)
+    whole.run(lambda *_: None)
+    trainer = make_trainer(quadrants(400), quadrants(100), epochs=4, evaluations=1, patience=1)
+    trainer.run(lambda *_: None)
+    losses = trainer.progress.history.pop("validation_loss")
+    assert losses == sorted(losses, reverse=True), "the images are easy: every epoch helps"
+    assert trainer.progress.history == whole.progress.history
+    assert same_weights(trainer.model, whole.model.state_dict())
+
+
+def test_what_is_measured_on_the_training_and_test_images_does_not_stop_it():
+    # The training loss falls, the test loss too: only the validation, which is hopeless, is listened to.
+    trainer = make_trainer(quadrants(400), unlearnable(100), epochs=20, evaluations=1, patience=1)
+    trainer.run(lambda *_: None)
+    history = trainer.progress.history
+    assert trainer.progress.step < trainer.total
+    assert history["train_loss"][-1] < history["train_loss"][0]
+    assert history["test_loss"][-1] < history["test_loss"][0]
+
+
+def test_a_validation_loss_that_is_not_finite_names_its_step():
+    trainer = make_trainer(validation=quadrants(20), patience=1)
+
+    def spoil(trainer, _):
+        if trainer.progress.step == 3:
+            trainer._step = lambda: setattr(trainer.progress, "step", 4) or 0.0
+            trainer.progress.seen = 1
+            trainer.model.head.bias.data.fill_(torch.nan)
+
+    with pytest.raises(DivergedError, match="validation loss became nan at optimiser step 4"):
+        trainer.run(spoil)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_the_state_is_all_that_training_goes_on_from(stopping):
+    changes: dict = {"patience": 2, "epochs": 8} if stopping else {}
+    validation = unlearnable(30) if stopping else None
+    whole = make_trainer(validation=validation, **changes)
     states = []
     whole.run(lambda trainer, _: states.append(_copy(trainer.state())))
+    assert whole.has_stopped == stopping
     for state in states:
-        resumed = make_trainer()
+        resumed = make_trainer(validation=validation, **changes)
         resumed.restore(_copy(state))
         resumed.run(lambda *_: None)
         assert resumed.progress.history == whole.progress.history

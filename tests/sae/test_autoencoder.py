@@ -8,6 +8,7 @@ import torch
 
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.autoencoder import Autoencoder, Shape, keep_largest, registered
+from prisma_steps.sae.gated import GatedAutoencoder
 from prisma_steps.sae.jumprelu import JumpReLUAutoencoder
 from prisma_steps.sae.matryoshka import MatryoshkaAutoencoder
 from prisma_steps.sae.relu import ReLUAutoencoder
@@ -218,9 +219,27 @@ def test_initial_weights_are_tied_unit_directions():
     centre = torch.arange(8.0)
     sae.initialise(centre, torch.Generator().manual_seed(0))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
-    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    torch.testing.assert_close(sae.W_enc, sae.W_dec.T * (2 * 8 / 40))
     assert torch.equal(sae.b_dec.detach(), centre)
     assert sae.b_enc.abs().sum() == 0
+
+
+@pytest.mark.parametrize("architecture", [ReLUAutoencoder, GatedAutoencoder])
+@pytest.mark.parametrize("n_latents", [64, 2048])
+def test_first_reconstructions_are_no_larger_than_the_input(architecture, n_latents):
+    sae = architecture(Shape(32, n_latents), l1_coefficient=1.0)
+    sae.initialise(torch.zeros(32), torch.Generator().manual_seed(0))
+    x = torch.randn(500, 32, generator=torch.Generator().manual_seed(1))
+    _, x_hat = sae(x)
+    slope = ((x_hat * x).sum() / x.square().sum()).item()
+    # Half of the latents fire, each with its part of the input; of 64 random directions the sum varies.
+    assert slope == pytest.approx(1.0, abs=0.2 if n_latents == 64 else 0.03)
+
+
+def test_encoders_of_latents_that_compete_start_with_unit_norm():
+    sae = TopKAutoencoder(Shape(8, 40), k=4)
+    sae.initialise(torch.zeros(8), torch.Generator().manual_seed(0))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
 
 
 def test_thresholds_start_at_a_fifth_of_the_bandwidth():

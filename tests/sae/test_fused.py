@@ -48,7 +48,9 @@ def made(case: str) -> Autoencoder:
     autoencoder.initialise(0.1 * torch.randn(autoencoder.shape.d_out, generator=generator), generator)
     with torch.no_grad():
         autoencoder.W_enc += 0.05 * torch.randn(autoencoder.W_enc.shape, generator=generator)
-        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator) - 2 * (case == "relu, few")
+        autoencoder.b_enc += 0.1 * torch.randn(N_LATENTS, generator=generator)
+        if case == "relu, few":  # two standard deviations of what a latent reads of N(0, 1)
+            autoencoder.b_enc -= 2 * autoencoder.W_enc.norm(dim=0)
     return autoencoder
 
 
@@ -122,6 +124,18 @@ def test_bfloat16_is_near_autograd(case, dead):
     found = fused(autoencoder, "bfloat16")(x, y, 0.5, dead)
     expected = by_autograd(autoencoder, x, y, dead)
     assert_near(autoencoder, found, expected, BFLOAT16[autoencoder.architecture])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_of_a_batch_add_up(case, dtype, dead, monkeypatch):
+    monkeypatch.setattr(fused_pass, "_CHUNK", 17 * N_LATENTS * 4)  # of 17 tokens in float32, 25 in bfloat16
+    autoencoder = made(case)
+    x, y = batch(autoencoder)
+    gradients = fused(autoencoder, dtype)
+    assert len(gradients._chunks(x)) > 1
+    tolerance = FLOAT32 if dtype == "float32" else BFLOAT16[autoencoder.architecture]
+    assert_near(autoencoder, gradients(x, y, 0.5, dead), by_autograd(autoencoder, x, y, dead), tolerance)
 
 
 @pytest.mark.parametrize("case", ["relu", "topk"])

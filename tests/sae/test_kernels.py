@@ -141,14 +141,14 @@ def test_transpose(dtype, draw):
 def selected(latents: torch.Tensor, k: int) -> list[list[int]]:
     """Indices that ``select`` keeps, checked to come with their values."""
     n = len(latents)
-    stops, indices = torch.empty(n, dtype=torch.int64), torch.empty(n * k, dtype=torch.int32)
-    values = torch.empty(n * k)
+    counts, indices = torch.empty(n, dtype=torch.int64), torch.empty(n, k, dtype=torch.int32)
+    values = torch.empty(n, k)
     bits = latents.view(torch.int32 if latents.dtype is torch.float32 else torch.int16)
-    in_parallel(sparse_kernels.select, n, bits, latents, k, stops, indices, values)
-    kept = [slice(token * k, int(stop)) for token, stop in enumerate(stops)]
-    for token, slots in enumerate(kept):
-        assert values[slots].equal(latents[token, indices[slots].long()].float())
-    return [indices[slots].tolist() for slots in kept]
+    in_parallel(sparse_kernels.select, n, bits, latents, k, counts, indices, values)
+    kept = [indices[token, :count] for token, count in enumerate(counts.tolist())]
+    for token, places in enumerate(kept):
+        assert values[token, : len(places)].equal(latents[token, places.long()].float())
+    return [places.tolist() for places in kept]
 
 
 def largest(latents: torch.Tensor, k: int) -> list[list[int]]:

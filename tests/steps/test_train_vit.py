@@ -5,16 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from pydantic import ValidationError
 
 from prisma_steps import schema
+from prisma_steps.axes import Axis
+from prisma_steps.datasets import combine
+from prisma_steps.figures.training_curves import Params as CurvesParams
+from prisma_steps.figures.training_curves import training_curves
+from prisma_steps.fingerprint import parameters_in_key
 from prisma_steps.models.loading import load_model
 from prisma_steps.step import Artifact, Job, Output, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.train_vit import Params, _split, train_vit
 
+#: Of 120 images: 12 for the test, 24 for the validation.
+STOPPING = {"early_stopping_patience": 2, "validation_fraction": 0.2}
 SMALL = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32, "patch_size": 4, "warmup": 3}
 
 
@@ -64,7 +72,7 @@ def test_a_model_artifact_is_left(digits, tmp_path):
 def test_recorded_accuracy_is_that_of_the_saved_model_on_the_held_out_images(digits, tmp_path):
     output = train_vit(digits, params(epochs=4), Job())
     bytes_of(output, tmp_path)
-    _, test = _split(digits, params())
+    _, test, _ = _split(digits, params())
     predicted = load_model(Artifact(output.data, tmp_path))(test.pixels.float() / 255).argmax(-1)
     assert output.data["test_accuracy"].item() == (predicted == test.labels).double().mean().item()
 
@@ -84,11 +92,16 @@ def test_the_same_run_leaves_the_same_bytes_and_another_seed_others(digits, tmp_
 
 
 @pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved at every step", "never saved"])
-def test_a_run_killed_at_any_step_ends_as_an_undisturbed_one(digits, tmp_path, every):
-    settings = params(evaluations_per_epoch=2, compute_dtype="bfloat16")
+@pytest.mark.parametrize("stopping", [False, True], ids=["to the end", "stopping early"])
+def test_a_run_killed_at_any_step_ends_as_an_undisturbed_one(digits, tmp_path, every, stopping):
+    # Steps of 1 do harm after a few, so that training stops before its 20 steps are done.
+    early = {**STOPPING, "schedule": "constant", "learning_rate": 0.3, "epochs": 5}
+    settings = params(evaluations_per_epoch=2, compute_dtype="bfloat16", **(early if stopping else {}))
     whole = train_vit(digits, settings, Job())
+    last = int(whole.data["step"][-1])
+    assert last < 20 if stopping else last == 10
     expected = bytes_of(whole, tmp_path / "whole")
-    for step in range(1, 11):
+    for step in range(1, last + 1):
         scratch = tmp_path / f"scratch{step}"
         with pytest.raises(Killed):
             train_vit(digits, settings, Job(scratch=scratch, report=killed_at(step), checkpoint_every=every))
@@ -117,7 +130,7 @@ def test_progress_tells_the_loss(digits):
 
 
 def test_split_is_seeded_disjoint_and_of_the_size_asked_for(digits):
-    splits = [_split(digits, params(test_fraction=0.25, seed=seed)) for seed in (0, 0, 1)]
+    splits = [_split(digits, params(test_fraction=0.25, seed=seed))[:2] for seed in (0, 0, 1)]
     rows = [[{image.numpy().tobytes() for image in side.pixels} for side in split] for split in splits]
     assert [len(side) for side in splits[0]] == [90, 30]
     assert rows[0] == rows[1] != rows[2]
@@ -125,12 +138,22 @@ def test_split_is_seeded_disjoint_and_of_the_size_asked_for(digits):
     assert not rows[0][0] & rows[0][1] and rows[0][0] | rows[0][1] == everything
 
 
+def test_validation_is_seeded_and_apart_from_training_and_test(digits):
+    sides = [_split(digits, params(**STOPPING, seed=seed)) for seed in (0, 0, 1)]
+    rows = [[{image.numpy().tobytes() for image in side.pixels} for side in split] for split in sides]
+    assert [len(side) for side in sides[0]] == [84, 12, 24]
+    assert rows[0] == rows[1] and rows[0][2] != rows[2][2]
+    assert sum(map(len, rows[0])) == len(set.union(*rows[0])) == 120
+    plain = _split(digits, params())[1]
+    assert rows[0][1] == {image.numpy().tobytes() for image in plain.pixels}, "the test images stay"
+
+
 def test_labels_stay_with_their_images(digits):
     of_image = {
         image.tobytes(): label
         for image, label in zip(digits["pixels"].values, digits["label"].values, strict=True)
     }
-    for side in _split(digits, params()):
+    for side in filter(None, _split(digits, params(**STOPPING))):
         assert [of_image[image.numpy().tobytes()] for image in side.pixels] == side.labels.tolist()
 
 
@@ -211,7 +234,7 @@ def test_a_model_of_clips_has_the_tokens_asked_for(pooling, tmp_path):
     cls = ["cls"] if pooling == "cls" else []
     assert tokens["token_kind"].tolist() == [*cls, *["register"] * 3, *["patch"] * 8]
     assert tokens["patch_frame"][-8:].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    _, test = _split(clips, asked)
+    _, test, _ = _split(clips, asked)
     predicted = model(test.pixels.float() / 255).argmax(-1)
     assert output.data["test_accuracy"].item() == (predicted == test.labels).double().mean().item()
 
@@ -228,9 +251,19 @@ def test_clips_that_no_model_takes_are_explained(digits):
         train_vit(clips.isel(column=slice(32)), params(patch_size=32), Job())
 
 
-@pytest.mark.parametrize("name", ["tubelet_size", "pooling", "n_registers", "checkpoint_steps"])
-def test_keys_made_before_a_parameter_existed_stay(name):
-    assert Params.model_fields[name].json_schema_extra == {"as_before": True}
+def test_keys_made_before_a_parameter_existed_stay():
+    first = {
+        *("n_layers", "d_model", "n_heads", "d_mlp", "attention_only", "layer_norm", "patch_size", "epochs"),
+        *("batch_size", "learning_rate", "weight_decay", "warmup", "gradient_clip", "compute_dtype"),
+        *("test_fraction", "evaluations_per_epoch", "seed"),
+    }
+    assert parameters_in_key(Params()).keys() == first
+    changed = Params(schedule="step", validation_fraction=0.1, early_stopping_patience=3)
+    assert parameters_in_key(changed).keys() - first == {
+        *("schedule", "validation_fraction", "early_stopping_patience")
+    }
+    assert "gamma" in parameters_in_key(Params(schedule="step", gamma=0.5))
+    assert "gamma" not in parameters_in_key(Params(gamma=0.5)), "a cosine has no falls"
 
 
 # --- weights kept along training
@@ -283,3 +316,54 @@ def test_moments_that_do_not_come_are_explained(digits):
     for steps in ([-1], [3, 3], [4, 3]):
         with pytest.raises(ValidationError, match="0 or more, ascending, each named once"):
             params(checkpoint_steps=steps)
+
+
+# --- early stopping
+
+
+def test_the_weights_left_are_those_of_the_lowest_validation_loss(digits, tmp_path):
+    early = {**STOPPING, "schedule": "constant", "learning_rate": 0.3, "epochs": 40}
+    settings = params(**early)
+    output = train_vit(digits, settings, Job())
+    schema.check(output.data, schema.Model)
+    losses = output.data["validation_loss"]
+    best = int(losses.values.argmin())
+    assert losses.sizes["step"] == best + 1 + 2 < 40, "two entries without a lower loss, and no more"
+    assert output.data["best_step"] == output.data["step"][best]
+    assert output.data["test_accuracy"] == output.data["test_accuracy_history"][best]
+    bytes_of(output, tmp_path)
+    _, _, held_out = _split(digits, settings)
+    assert held_out is not None
+    left = load_model(Artifact(output.data, tmp_path))
+    loss = torch.nn.functional.cross_entropy(left(held_out.pixels.float() / 255), held_out.labels)
+    # float32 means of 24 terms, summed in another order
+    assert loss.item() == pytest.approx(losses[best].item(), rel=1e-5)
+
+
+def test_runs_that_stopped_at_different_steps_are_one_dataset(digits):
+    early = {**STOPPING, "schedule": "constant", "learning_rate": 0.3, "epochs": 40}
+    runs = [train_vit(digits, params(**early, seed=seed), Job()).data for seed in (0, 1)]
+    lengths = [run.sizes["step"] for run in runs]
+    assert lengths[0] != lengths[1]
+    joined = combine(runs, [Axis("seed", {"seed": (0, 1)})])
+    assert joined["test_loss"].count("step").values.tolist() == lengths
+    curves = training_curves(joined, CurvesParams(), Job()).data
+    assert curves["test_loss"].count() == min(lengths), "means over seeds end where the first of them does"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"early_stopping_patience": 2}, "go together"),
+        ({"validation_fraction": 0.1}, "go together"),
+        ({**STOPPING, "checkpoint_steps": [3]}, "leave one of them out"),
+    ],
+)
+def test_early_stopping_that_cannot_be_is_refused_before_anything_runs(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        params(**changes)
+
+
+def test_a_validation_that_leaves_nothing_is_explained(digits):
+    with pytest.raises(StepError, match="takes 108 of the 108 that the test leaves"):
+        train_vit(digits, params(**{**STOPPING, "validation_fraction": 0.9}), Job())
