@@ -10,6 +10,7 @@ from prisma_steps.figures.style import STANDARD_ERROR, log_ticks, require, subpl
 from prisma_steps.step import Field
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ def draw_curves(
         _draw(axes[0, line.panel], line.points.sort_values(dim), line.look, size)
     for panel, title in zip(axes[0], panels, strict=True):
         panel.set(title=title, xlabel=label)
-        _finish(panel, points[size])
+        _finish(panel, points[size].to_numpy())
     axes[0, 0].set_ylabel("Faithfulness")
     encoding.legend(drawing)
     return drawing, points
@@ -87,7 +88,7 @@ def _by_run(circuit: xr.Dataset, size: str) -> xr.Dataset:
     import numpy as np
     import xarray as xr
 
-    parts = []
+    parts: list[xr.Dataset] = []
     for run, name in RUNS.items():
         if not circuit[name].size:  # no random circuits were drawn
             continue
@@ -113,15 +114,15 @@ def _draw(panel: Axes, line: pd.DataFrame, look: dict, size: str) -> None:
     at, mean = line[size], line[FAITHFULNESS]
     panel.plot(at, mean, **look)
     error = line[f"{FAITHFULNESS}{STANDARD_ERROR}"]
-    if error.notna().any():
+    if error.notna().to_numpy().any():
         panel.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)
 
 
-def _finish(panel: Axes, sizes: pd.Series) -> None:
+def _finish(panel: Axes, sizes: np.ndarray) -> None:
     """Levels of the whole model and of nothing, and numbers of edges or latents on a log axis."""
     for level in (0, 1):
         panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
-    if float(sizes.min()) >= 1:
+    if sizes.min() >= 1:
         panel.set_xscale("log")
         log_ticks(panel.xaxis)
     else:  # a circuit of which nothing leads to the logits

@@ -17,8 +17,9 @@ from prisma_steps.models.sites import SiteKey, Tap
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
 
-#: Targets (inputs of a block's heads, or one target alone), and the metric's gradient by what they read.
-Gradient = tuple[slice, Float[Tensor, "image token target d_model"]]
+#: How many sources come before some targets (inputs of a block's heads, or one target alone), these targets,
+#: and the metric's gradient by what they read.
+Gradient = tuple[int, slice, Float[Tensor, "image token target d_model"]]
 
 
 def edge_attribution(
@@ -53,8 +54,10 @@ def edge_attribution(
     places = [(step + 0.5) / n_steps for step in range(n_steps)] or [0.0]
     scores = change.new_zeros(len(graph.sources), len(graph.targets))
     for place in places:
-        for targets, gradient in _gradients(model, graph, embed + place * change[0], metric):
-            scores[:, targets] += torch.einsum("sitm,ithm->sh", change, gradient) / len(places)
+        for before, targets, gradient in _gradients(model, graph, embed + place * change[0], metric):
+            # As one matrix product: einsum would copy all writes once more for every target.
+            found = change[:before].flatten(1) @ gradient.movedim(2, 0).flatten(1).T
+            scores[:before, targets] += found / len(places)
     return scores * torch.from_numpy(graph.edges).to(scores)
 
 
@@ -75,11 +78,12 @@ def _gradients(
     for layer in layers:
         for name in INPUTS:
             through = _through_norm(model, layer, name, kept["resid_pre", layer], by_key[name, layer])
-            yield graph.heads(layer, name), through
+            yield graph.before(layer), graph.heads(layer, name), through
         if graph.n_mlps:
             place = graph.mlp(layer)
-            yield slice(place, place + 1), by_key["mlp", layer].unsqueeze(2)
-    yield slice(len(graph.targets) - 1, None), by_key[end].unsqueeze(2)
+            before = graph.before(layer) + graph.n_heads
+            yield before, slice(place, place + 1), by_key["mlp", layer].unsqueeze(2)
+    yield len(graph.sources), slice(len(graph.targets) - 1, None), by_key[end].unsqueeze(2)
 
 
 def _copied(kept: dict[SiteKey, Tensor], key: SiteKey) -> Tap:

@@ -65,8 +65,8 @@ def head_writes(
     model: HookedViT, layer: int, z: Float[Tensor, "image token head d_head"]
 ) -> Float[Tensor, "head image token d_model"]:
     """What the heads of a block add to the stream, after LayerScale and without the output bias."""
-    scale = model.layer_scale(layer, "attn")
-    return torch.einsum("ithd,hdm->hitm", z, model.weights["W_O", layer]) * scale
+    scaled = model.weights["W_O", layer] * model.layer_scale(layer, "attn")  # smaller than what is written
+    return torch.einsum("ithd,hdm->hitm", z, scaled)
 
 
 def attention_norm(model: HookedViT, layer: int) -> nn.Module:
