@@ -58,8 +58,19 @@ CASES: Mapping[str, list[Case]] = {
         Case({"width": "one_column", "heads": [1]}),
         Case({"query": [1, 0, 2]}, _CLIPS),
     ],
+    "decoder_similarity": [Case(), Case({"width": "one_column"})],
     "circuit_graph": [Case({"n_edges": 4}), Case({"n_edges": 8, "width": "two_columns"})],
     "head_types": [Case(), Case({"width": "one_column"})],
+    "firing_frequencies": [
+        Case(
+            slots={"quality": lambda: grid(schema.Quality, architecture=["relu", "topk"], layer=[0, 1])},
+        )
+    ],
+    "latent_states": [
+        Case(slots={"quality": lambda: grid(schema.Quality, layer=[0, 1, 2], seed=[0, 1])}),
+        Case(slots={"quality": lambda: grid(schema.Quality, architecture=["relu", "topk"], layer=[0, 1])}),
+    ],
+    "latents_over_time": [Case(), Case({"by": None, "width": "two_columns"})],
     "latents_vs_neurons": [
         Case(
             slots={
@@ -89,6 +100,9 @@ CASES: Mapping[str, list[Case]] = {
         Case({"view": "tokens"}, _CLIPS),
     ],
     "rollout_maps": [Case(), Case({"query": [0, 1, 1], "image": "b"}, _CLIPS)],
+    "sae_training_curves": [
+        Case(slots={"sae": lambda: grid(schema.Dictionary, architecture=["relu", "topk"], seed=[0, 1])})
+    ],
     "sae_l0_by_layer": [Case(slots={"quality": lambda: grid(schema.Quality, layer=[0, 1, 2], seed=[0, 1])})],
     "sae_pareto": [
         Case(
@@ -109,6 +123,7 @@ CASES: Mapping[str, list[Case]] = {
             },
         )
     ],
+    "top_images": [Case(), Case({"by": "quantile"}), Case({"frames": "strip"}, _CLIPS)],
     "training_curves": [
         Case(slots={"model": lambda: grid(schema.Model, n_layers=[1, 2], seed=[0, 1, 2])}),
     ],

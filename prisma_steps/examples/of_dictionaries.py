@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from prisma_steps.examples.maker import IMAGES, N_LATENTS, WIDTH, Maker, of_classes, of_images
+from prisma_steps.examples.maker import (
+    IMAGES,
+    N_FRAMES,
+    N_HEADS,
+    N_LATENTS,
+    WIDTH,
+    Maker,
+    of_classes,
+    of_images,
+)
+
+#: Cosine above which decoder rows count as the same.
+_MATCHED = 0.7
 
 
 def dictionary(make: Maker) -> tuple[Any, Any]:
@@ -15,8 +27,18 @@ def dictionary(make: Maker) -> tuple[Any, Any]:
         "b_enc": ("latent", make.random.normal(size=N_LATENTS)),
         "b_dec": ("d_model", make.random.normal(size=WIDTH)),
         "norm_factor": 1.0,
+        **{
+            name: ("step", values)
+            for name, values in {
+                "loss": make.uniform(1, 2, 4),
+                "fvu": make.uniform(0.1, 0.5, 4),
+                "l0": make.uniform(5, 50, 4),
+                "dead_latents": [0, 0, 1, 2],
+            }.items()
+        },
     }
-    return data, {"latent": range(N_LATENTS)}
+    history = {"step": [1, 2, 3, 4], "tokens_seen": ("step", [64, 128, 192, 256])}
+    return data, {"latent": range(N_LATENTS), **history}
 
 
 def quality(make: Maker) -> tuple[Any, Any]:
@@ -38,7 +60,7 @@ def quality(make: Maker) -> tuple[Any, Any]:
         "top1": 0.8,
         "top1_reconstruction": make.uniform(0.7, 0.8),
         "top1_zero_ablation": 0.3,
-        **{name: 0.1 * n for n, name in enumerate(("dead_share", "dense_latents", "alive_latents"), 1)},
+        **{"dead_share": 0.1, "dense_latents": 0.2, "alive_latents": 0.9},
     }
     return data, {"token_kind": ["all", "cls", "patch"], "latent": range(N_LATENTS)}
 
@@ -95,3 +117,42 @@ def steering(make: Maker) -> tuple[Any, Any]:
         data[f"mean_{name}_change"] = (("latent", "strength", "class"), (values - plain).mean(2))
     strength = ("strength", [0.0, 1.0, 2.0, 4.0], {"units": "highest activation of the latent"})
     return data, {"latent": [3, 1], "strength": strength, **of_images(), **of_classes()}
+
+
+def splicing(make: Maker) -> tuple[Any, Any]:
+    """Variables and coordinates of an example of the kind splicing."""
+    import numpy as np
+
+    logit = make.random.normal(size=(3, 3, 3))
+    logit[2] = logit[0]  # the error term restores the clean run
+    attention = make.patterns(3, 3, N_HEADS)[..., 0, :]
+    data = {
+        **{
+            name: (("image", "token"), make.uniform(1, 3, 3, make.n_tokens))
+            for name in ("value_norm", "reconstruction_norm", "error_norm")
+        },
+        "cls_attention": (("run", "image", "head", "key_token"), attention),
+        "logit": (("run", "image", "class"), logit),
+        "probability": (("run", "image", "class"), np.exp(logit) / np.exp(logit).sum(-1, keepdims=True)),
+    }
+    coords = {"run": ["clean", "reconstruction", "error_term"], **of_images(), **of_classes()}
+    return data, {**coords, "site": "resid_post", "layer": 0, **make.tokens()}
+
+
+def time_courses(make: Maker) -> tuple[Any, Any]:
+    """Variables and coordinates of an example of the kind time courses."""
+    highest = make.uniform(0, 2, 2, 3, N_FRAMES)
+    place = ("latent", "image", "patch_frame")
+    data = {"highest_in_frame": (place, highest), "mean_in_frame": (place, highest / 3)}
+    return data, {"latent": [3, 1], "patch_frame": range(N_FRAMES), **of_images(), **of_classes()}
+
+
+def similarity(make: Maker) -> tuple[Any, Any]:
+    """Variables and coordinates of an example of the kind similarity."""
+    data: dict[str, Any] = {"cosine_map": (("first_cell", "second_cell"), make.uniform(-0.2, 1, 4, 4))}
+    for side in ("first", "second"):
+        cosines = make.uniform(0.2, 1, N_LATENTS)
+        data[f"{side}_max_cosine"] = (f"{side}_latent", cosines)
+        data[f"{side}_matched_share"] = (cosines > _MATCHED).mean()
+    latents = {f"{side}_latent": range(N_LATENTS) for side in ("first", "second")}
+    return data, latents

@@ -23,9 +23,9 @@ BAR = 0.7
 
 #: Variable, name and colour of each part of a bar, from below.
 PARTS = (
-    ("dead_share", "dead: never fire", "0.75"),
-    ("sparse_share", "alive", "#0173b2"),
-    ("dense_latents", "dense: fire on\n> 10 % of tokens", "#de8f05"),
+    ("dead_percent", "dead: never fire", "0.75"),
+    ("sparse_percent", "alive", "#0173b2"),
+    ("dense_percent", "dense: fire on\n> 10 % of tokens", "#de8f05"),
 )
 
 
@@ -46,9 +46,7 @@ def latent_states(quality: xr.Dataset, params: Params) -> Plot:
         StepError: when the shares are missing, or there is no such axis, or more axes than can be shown.
     """
     require(quality, "alive_latents", "dead_share", "dense_latents", of="latent_states")
-    shares = quality[["alive_latents", "dead_share", "dense_latents"]]
-    alive = 100 * (shares["alive_latents"] - shares["dense_latents"])
-    percent = (100 * shares[["dead_share", "dense_latents"]]).assign(sparse_share=alive)
+    percent = _percent(quality)
     shown = average(percent, "seed")
     along, columns = _axes(shown, params)
     panels = [shown] if columns is None else [shown.isel({columns: i}) for i in range(shown.sizes[columns])]
@@ -60,6 +58,17 @@ def latent_states(quality: xr.Dataset, params: Params) -> Plot:
     axes[0, 0].set(ylabel="Share of the latents (%)", ylim=(0, 100))
     _legend(drawing)
     return Plot(drawing, frame(shown), _caption(quality))
+
+
+def _percent(quality: xr.Dataset) -> xr.Dataset:
+    """Shares of the latents in percent, and where the part of the dense begins."""
+    shares = {
+        "dead_percent": 100 * quality["dead_share"],
+        "sparse_percent": 100 * (quality["alive_latents"] - quality["dense_latents"]),
+        "dense_percent": 100 * quality["dense_latents"],
+    }
+    percent = quality[[]].assign(shares)
+    return percent.assign(dense_from=100 - percent["dense_percent"])
 
 
 def _axes(shown: xr.Dataset, params: Params) -> tuple[str, str | None]:
@@ -107,15 +116,10 @@ def _draw(panel: Axes, shares: xr.Dataset, along: str) -> None:
         panel.bar(places, values, BAR, bottom=bottom, color=color)
         bottom = bottom + values
     # Of the part in the middle nothing is drawn: what it ends at is where the others begin.
-    for name, border in (
-        ("dead_share", shares["dead_share"]),
-        ("dense_latents", 100 - shares["dense_latents"]),
-    ):
-        if name + STANDARD_ERROR in shares:
-            error = shares[name + STANDARD_ERROR].values
-            panel.errorbar(
-                places, border.values, error, linestyle="none", color="0.1", elinewidth=0.8, capsize=1.5
-            )
+    for border in ("dead_percent", "dense_from"):
+        if border + STANDARD_ERROR in shares:
+            error, style = shares[border + STANDARD_ERROR].values, {"elinewidth": 0.8, "capsize": 1.5}
+            panel.errorbar(places, shares[border].values, error, linestyle="none", color="0.1", **style)
     panel.set_xticks(places, texts)
     panel.set_xlabel(title)
     panel.grid(axis="x", visible=False)

@@ -156,7 +156,7 @@ def _bars(panel: Axes, top: xr.DataArray) -> None:
         panel.bar(places + offset, top.sel(run=run).values, width, color=COLOURS[run], label=name)
     names: Sequence[str] = [str(name) for name in top["class_name"].values]
     panel.set_xticks(places, [name if len(name) < 12 else f"{name[:11]}…" for name in names])
-    panel.set(ylabel="Probability", ylim=(0, 1))
+    panel.set(xlabel="Class", ylabel="Probability", ylim=(0, 1))
     panel.grid(axis="x", visible=False)
     panel.legend(loc="upper right", handlelength=1)
 

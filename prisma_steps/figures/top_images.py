@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: Inches: the text below an image, between images, left of a row, above the first row, and the colour bar.
 TEXT, GAP, NAME, TITLE, BAR = 0.13, 0.04, 0.42, 0.17, 0.42
 
+#: Height of an image at most, in inches.
+TALLEST = 1.1
+
 
 class Params(FigureParams):
     """Which latents and which of their images."""
@@ -83,19 +86,22 @@ def _draw(shown: xr.Dataset, images: xr.Dataset, params: Params) -> Figure:
     pixels = next((cell for row in rows for cell in row if cell is not None), None)
     if pixels is None:
         raise StepError("top_images: none of these latents fires in any image: name others in `latents`")
-    width = (params.inches - NAME - GAP) / n_columns - GAP
-    height = width * pixels.shape[0] / pixels.shape[1]
+    shape = pixels.shape[0] / pixels.shape[1]
+    width = min((params.inches - NAME - GAP) / n_columns - GAP, TALLEST / shape)
+    height, left = width * shape, (params.inches - NAME - n_columns * (width + GAP)) / 2
     page = (params.inches, TITLE + len(rows) * (height + TEXT + GAP) + BAR)
     drawing = Figure(figsize=page)
     for r, (latent, cells) in enumerate(zip(shown["latent"].values, rows, strict=True)):
         top = TITLE + r * (height + TEXT + GAP)
-        drawing.text(0.04 / page[0], 1 - (top + height / 2) / page[1], f"{latent}", va="center", fontsize=7)
+        drawing.text(
+            (left + 0.04) / page[0], 1 - (top + height / 2) / page[1], f"{latent}", va="center", fontsize=7
+        )
         for c, cell in enumerate(cells):
-            place = (NAME + c * (width + GAP), top, width, height)
+            place = (left + NAME + c * (width + GAP), top, width, height)
             _show(drawing, place, cell, float(shown["activation"].isel({params.by: c}).sel(latent=latent)))
             if r == 0:
                 _name(drawing, place, params.by, shown[params.by].values[c])
-    drawing.text(0.04 / page[0], 1 - 0.03 / page[1], "Latent", va="top", fontsize=6)
+    drawing.text((left + 0.04) / page[0], 1 - 0.03 / page[1], "Latent", va="top", fontsize=6)
     _add_bar(drawing)
     return drawing
 
