@@ -94,7 +94,12 @@ def code_definitions(step: Step) -> Definitions:
 def reached_modules(module: str) -> tuple[str, ...]:
     """``module`` and what it imports, directly or not, within the package."""
     found = _import_graph().find_upstream_modules(module) | {module}
-    return tuple(sorted(name for name in found if name not in VOCABULARY))
+    return tuple(sorted(name for name in found if name not in VOCABULARY and not _is_example(name)))
+
+
+def _is_example(module: str) -> bool:
+    """Whether it is reached because the schema shows examples of its kinds, which no step computes with."""
+    return module.split(".")[1:2] == ["examples"]
 
 
 @cache

@@ -104,9 +104,17 @@ def explain(error: Exception, spec: Spec, root: Path, results: Path) -> str:
             f"{spec['title']}: no space left in the store {root.resolve()}. No half-written artifact is in "
             "it; make room (prisma-steps gc shows what no experiment needs) and run again"
         )
-    if isinstance(error, _expected()):
+    if isinstance(error, JobError):
         return str(error)
+    if isinstance(error, _expected()):
+        return f"{error}{_inputs(spec)}"
     return f"{spec['title']}: {type(error).__name__}: {error}"
+
+
+def _inputs(spec: Spec) -> str:
+    """Which nodes fill the slots that the message may speak of."""
+    nodes = [f"{slot} is the node {filled['node']}" for slot, filled in spec["inputs"].items()]
+    return f" (inputs: {', '.join(nodes)})" if nodes else ""
 
 
 def _make_room(partial: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -112,7 +112,7 @@ def check_size(source: Source, name: str, axes: Sequence[Axis]) -> bool:
 
 def _grid(source: Source, name: str, key: str, value: Any, info: FieldInfo) -> Any:
     """A parameter as given, or as a ``Grid``."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or (_takes_mapping(info) and "grid" not in value):
         return value
     place, where = ("nodes", name, key), f"{name}.{key}"
     values, axis = value.get("grid"), value.get("axis", key)
@@ -134,6 +134,11 @@ def _grid(source: Source, name: str, key: str, value: Any, info: FieldInfo) -> A
     else:
         return Grid(tuple(values), axis)
     return _UNREADABLE
+
+
+def _takes_mapping(info: FieldInfo) -> bool:
+    """Whether a value of the parameter may itself be a mapping."""
+    return any(get_origin(kind) is dict for kind in (info.annotation, *get_args(info.annotation)))
 
 
 def _own_axes(source: Source, name: str, given: Mapping[str, Any]) -> tuple[Axis, ...]:

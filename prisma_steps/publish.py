@@ -7,19 +7,26 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prisma_steps import fingerprint
 from prisma_steps.claims.table import row
+from prisma_steps.excerpt import excerpt
 from prisma_steps.judging import verdicts
 from prisma_steps.plan import JobPlan, Plan
-from prisma_steps.report.page import FigureEntry, NodeEntry, Page, Provenance, Upstream, render_page
+from prisma_steps.report.page import FigureEntry, Made, NodeEntry, Page, Provenance, Upstream, render_page
 from prisma_steps.store import Stored
 
-FILES = ("png", "pdf", "csv")
+#: The files of a figure in its artifact and what their links say, by their endings. A table has the last too.
+FILES = {
+    "pdf": ("figure.pdf", "PDF"),
+    "png": ("figure.png", "PNG"),
+    "csv": ("numbers.csv", "Numbers (CSV)"),
+    "tex": ("table.tex", "LaTeX"),
+}
 
 
 def publish(plan: Plan) -> Path:
@@ -53,16 +60,18 @@ def _shown(plan: Plan) -> str:
 
 def _publish(plan: Plan, folder: Path, page: Path) -> None:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures = [_publish_figure(plan, name, job, folder) for name, job in _figures(plan)]
-    shown = {Path(path).name for entry in figures for path in (entry.png, entry.pdf, entry.csv)}
-    _remove_others(folder / "figures", shown)
-    _link_artifacts(plan, folder / "artifacts")
+    shown = list(_figures(plan))
+    figures = [_publish_figure(plan, name, job, folder) for name, job in shown]
+    files = {Path(path).name for entry in figures for path in entry.files.values()}
+    _remove_others(folder / "figures", files)
+    _link_artifacts(plan, folder)
+    nodes = [job.node for _, job in shown]
     content = Page(
         title=plan.experiment.title,
         description=plan.experiment.description,
         experiment=plan.experiment.text,
         figures=figures,
-        nodes=[_node(plan, name, plan.grids[name].values()) for name in plan.experiment.order],
+        nodes=[_node(plan, name, nodes) for name in plan.experiment.order],
         date=time.strftime("%Y-%m-%d %H:%M"),
         claims=[row(verdict) for verdict in verdicts(plan)],
     )
@@ -88,21 +97,26 @@ def _file_name(node: str, point: Mapping[str, Any]) -> str:
 
 def _publish_figure(plan: Plan, name: str, job: JobPlan, folder: Path) -> FigureEntry:
     artifact = plan.store.artifact(job.step, job.key)
-    sources = {"png": "figure.png", "pdf": "figure.pdf", "csv": "numbers.csv"}
-    for ending, source in sources.items():
-        _copy(artifact.folder / source, folder / "figures" / f"{name}.{ending}")
     manifest = artifact.manifest
+    files = {}
+    for ending, (source, words) in FILES.items():
+        if source in manifest["files"]:
+            files[words] = f"figures/{name}.{ending}"
+            _copy(artifact.folder / source, folder / files[words])
     provenance = Provenance(
         step=job.step,
         key=job.key,
         parameters=manifest["parameters"],
-        upstream=list(_upstream(plan, job)),
+        upstream=_upstream(plan, job),
         seconds=manifest["seconds"],
         date=manifest["created"],
         versions=manifest["versions"],
+        experiment=excerpt(plan.experiment.text, _rests_on(plan, job.node)),
     )
-    paths = {ending: f"figures/{name}.{ending}" for ending in FILES}
-    return FigureEntry(job.title, manifest["data"]["attrs"]["caption"], **paths, provenance=provenance)
+    caption = manifest["data"]["attrs"]["caption"]
+    return FigureEntry(
+        job.title, caption, files["PNG"], {**files, "Artifact": _place(job)}, provenance=provenance
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -111,44 +125,79 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, unfinished)
 
 
-def _upstream(plan: Plan, job: JobPlan) -> Iterator[Upstream]:
+def _rests_on(plan: Plan, node: str) -> set[str]:
+    """A node and all that it is made of, at any distance."""
+    inputs = {reference.node for reference in plan.experiment.nodes[node].references.values()}
+    return {node}.union(*(_rests_on(plan, name) for name in inputs))
+
+
+def _upstream(plan: Plan, job: JobPlan) -> list[Upstream]:
     """Everything that a figure rests on, inputs first."""
-    found: dict[str, JobPlan] = {}
+    found: dict[str, dict[str, JobPlan]] = {}
 
-    def visit(key: str) -> None:
-        if key not in found:
-            for _, before in plan.jobs[key].producers():
-                visit(before)
-            found[key] = plan.jobs[key]
+    def visit(job: JobPlan) -> None:
+        for filled in job.inputs.values():
+            grid = {other.key: other for other in plan.grids[filled.node].values()}
+            for key in filled.keys:
+                if key not in found.get(filled.node, ()):
+                    visit(grid[key])
+                    found.setdefault(filled.node, {})[key] = grid[key]
 
-    for _, before in job.producers():
-        visit(before)
-    return (Upstream(other.node, other.step, other.key, other.point) for other in found.values())
+    visit(job)
+    return [
+        Upstream(node, plan.experiment.nodes[node].step.name, [_made(plan, other) for other in jobs.values()])
+        for node, jobs in found.items()
+    ]
 
 
-def _node(plan: Plan, name: str, jobs: Any) -> NodeEntry:
-    keys = list(dict.fromkeys(job.key for job in jobs))
+def _made(plan: Plan, job: JobPlan) -> Made:
+    """An artifact, told in full where it is made of no other: images, or a model from outside."""
+    if job.key not in plan.present:
+        return Made(job.key, job.point)
+    if job.inputs:
+        return Made(job.key, job.point, _place(job))
+    manifest = plan.store.artifact(job.step, job.key).manifest
+    effective = {*job.identity["parameters"], *job.identity.get("outside", ())}
+    parameters = {name: value for name, value in manifest["parameters"].items() if name in effective}
+    return Made(job.key, job.point, _place(job), manifest["digest"], parameters)
+
+
+def _place(job: JobPlan) -> str:
+    """Where the link to an artifact lies, from the page: ``artifacts/<node>[/<point>]``."""
+    return "/".join(filter(None, ["artifacts", job.node, _file_name("", job.point).removeprefix("--")]))
+
+
+def _node(plan: Plan, name: str, figures: Iterable[str]) -> NodeEntry:
+    """A node's entry; ``figures`` are the nodes of the figures of the page, in their order."""
+    node = plan.experiment.nodes[name]
+    keys = list(dict.fromkeys(job.key for job in plan.grids[name].values()))
     there = [key for key in keys if key in plan.present]
-    step = plan.experiment.nodes[name].step.name
-    made = [plan.store.artifact(step, key).manifest for key in there]
+    made = [plan.store.artifact(node.step.name, key).manifest for key in there]
     states = {"done": len(there), "missing": len(keys) - len(there)}
     # What was computed together says the time of all of it.
     shares = [manifest["seconds"] / (1 + manifest.get("together_with", 0)) for manifest in made]
-    seconds = sum(shares) if made else None
-    return NodeEntry(name, step, {state: count for state, count in states.items() if count}, seconds, keys)
+    return NodeEntry(
+        name=name,
+        step=node.step.name,
+        states={state: count for state, count in states.items() if count},
+        seconds=sum(shares) if made else None,
+        keys=keys,
+        inputs=list(dict.fromkeys(reference.node for reference in node.references.values())),
+        figures=[i for i, of in enumerate(figures, 1) if of == name] if node.step.is_figure else None,
+        folder=f"artifacts/{name}" if there else None,
+    )
 
 
 def _link_artifacts(plan: Plan, folder: Path) -> None:
     """One symbolic link for each grid point: ``artifacts/<node>`` or ``artifacts/<node>/<point>``."""
-    wanted = {}
-    for name, grid in plan.grids.items():
-        for job in grid.values():
-            if job.key in plan.present:
-                point = _file_name("", job.point).removeprefix("--")
-                wanted[folder / name / point if point else folder / name] = plan.store.artifact(
-                    job.step, job.key
-                )
-    for link in [path for path in folder.rglob("*") if path.is_symlink() and path not in wanted]:
+    wanted = {
+        folder / _place(job): plan.store.artifact(job.step, job.key)
+        for grid in plan.grids.values()
+        for job in grid.values()
+        if job.key in plan.present
+    }
+    links = [path for path in (folder / "artifacts").rglob("*") if path.is_symlink()]
+    for link in [path for path in links if path not in wanted]:
         link.unlink(missing_ok=True)
     for link, artifact in wanted.items():
         _link(link, artifact)

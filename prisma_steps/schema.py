@@ -22,6 +22,7 @@ DIMS: Mapping[str, str] = {
     "row": "a pixel row, from the top",
     "column": "a pixel column, from the left",
     "token": "a position of the transformer's sequence",
+    "patch_frame": "tokens of one frame together, −1 for those that lie in none",
     "query_token": "the token that attends",
     "key_token": "the token attended to",
     "layer": "a block, counted from 0",
@@ -54,6 +55,11 @@ DIMS: Mapping[str, str] = {
     "dictionary": "a dictionary in a model, by the site that it writes",
     "control": "a random circuit, drawn for comparison",
     "token_kind": "all, cls, register, distillation or patch; pooled where a model pools before its norm",
+    "run": "a forward pass: clean, reconstruction (the site replaced by it) or error_term (both added)",
+    "first_latent": "a latent of the first of two dictionaries",
+    "second_latent": "a latent of the second of two dictionaries",
+    "first_cell": "latents of the first of two dictionaries that stand together in a map, in its order",
+    "second_cell": "latents of the second of two dictionaries that stand together in a map, in its order",
     "point": "one plotted point of a figure",
 }
 
@@ -187,6 +193,9 @@ MEANINGS: Mapping[str, Meaning] = {
     **{dim: Meaning(dim, "1") for dim in DIMS},
     **{site: Meaning(text, "1") for site, text in _SITES.items()},
     # coordinates
+    "n_nodes": Meaning("latents and error terms of the circuit", "1"),
+    "n_edges": Meaning("edges that the circuit was given", "1"),
+    "run": Meaning("what is run: the circuit, a random one, or all but it", "1"),
     "token_kind": Meaning("token kind", "1"),
     "patch_row": Meaning("row on the patch grid", "patch"),
     "patch_col": Meaning("column on the patch grid", "patch"),
@@ -296,6 +305,25 @@ MEANINGS: Mapping[str, Meaning] = {
     "quantile_image": Meaning("image at the quantile of the latent's activation", "1"),
     "quantile_activation": Meaning("highest activation in the image at the quantile", "1"),
     "quantile_heat_map": Meaning("activation", "1"),
+    "highest_in_frame": Meaning("highest activation over the patches of the frame", "1"),
+    "mean_in_frame": Meaning("mean activation over the patches of the frame", "1"),
+    # two dictionaries
+    **{
+        name: meaning
+        for side, other in (("first", "second"), ("second", "first"))
+        for name, meaning in {
+            f"{side}_max_cosine": Meaning(f"cosine to the nearest decoder row of the {other}", "1"),
+            f"{side}_nearest": Meaning(f"latent of the {other} with the nearest decoder row", "1"),
+            f"{side}_place": Meaning(f"place of the {side}'s latent in the order of the map", "1"),
+            f"{side}_matched_share": Meaning(f"share of the {side}'s latents that are matched", "1"),
+        }.items()
+    },
+    "cosine_map": Meaning("highest cosine of decoder rows", "1"),
+    # a dictionary spliced into its model
+    "value_norm": Meaning("norm of the activation", "1"),
+    "reconstruction_norm": Meaning("norm of the reconstruction", "1"),
+    "error_norm": Meaning("norm of the error", "1"),
+    "cls_attention": Meaning("attention of the CLS token", "1"),
     # lenses: the head on the residual stream of a layer
     "top_class": Meaning("class by the logit lens", "1"),
     "top_logit": Meaning("logit of the class by the logit lens", "1"),
@@ -368,6 +396,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "latent_in_circuit": Meaning("whether the latent is in the circuit", "1"),
     "error_in_circuit": Meaning("whether the error term is in the circuit", "1"),
     "n_edges_kept": Meaning("edges of the circuit", "edge"),
+    "minimality": Meaning("faithfulness that the circuit loses without the edge", "1"),
     "clean_metric": Meaning("metric of the clean run", "1"),
     "empty_metric": Meaning("metric with all edges ablated", "1"),
     **{
@@ -474,13 +503,13 @@ Pairs = Kind(
 )
 Patching = Kind(
     "patching",
-    frozenset({"pair", "site", "layer", "token", "head"}),
+    frozenset({"pair", "site", "layer", "token", "head", "patch_frame"}),
     required={"logit_difference": ("pair", "layer", "token")},
     otherwise={
         "logit_difference": [
             ("pair", *several, "layer", *cells)
             for several in ((), ("site",))
-            for cells in (("token",), ("head",), ("head", "token"))
+            for cells in (("token",), ("head",), ("head", "token"), ("patch_frame",))
         ]
     },
     seldom=frozenset({"site"}),
@@ -553,6 +582,32 @@ LatentCircuit = Kind(
         "faithfulness_random": ("ablation", "control", "n_nodes"),
     },
 )
+Splicing = Kind(
+    "splicing",
+    frozenset({"image", "token", "run", "head", "key_token", "class"}),
+    required={
+        **{name: ("image", "token") for name in ("value_norm", "reconstruction_norm", "error_norm")},
+        "logit": ("run", "image", "class"),
+        "probability": ("run", "image", "class"),
+    },
+)
+TimeCourses = Kind(
+    "time courses",
+    frozenset({"latent", "image", "patch_frame", "class"}),
+    required={
+        "highest_in_frame": ("latent", "image", "patch_frame"),
+        "mean_in_frame": ("latent", "image", "patch_frame"),
+    },
+)
+Similarity = Kind(
+    "similarity",
+    frozenset({"first_latent", "second_latent", "first_cell", "second_cell"}),
+    required={
+        "first_max_cosine": ("first_latent",),
+        "second_max_cosine": ("second_latent",),
+        "cosine_map": ("first_cell", "second_cell"),
+    },
+)
 Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
 
 
@@ -577,6 +632,32 @@ def label(data: xr.Dataset) -> xr.Dataset:
             unknown.append(str(name))
     if unknown:
         raise SchemaError(f"no long_name and units for {', '.join(unknown)}: add them to schema.MEANINGS")
+    return data
+
+
+def example(
+    kind: Kind, seed: int = 0, *, clips: bool = False, cells: Sequence[str] = ("token",)
+) -> xr.Dataset:
+    """A small made-up artifact of a kind, with all labels of a real one, to try a step or a figure on.
+
+    Args:
+        kind: of which kind.
+        seed: of its random numbers.
+        clips: of a model of clips, with ``patch_frame`` beside ``patch_row`` and ``patch_col``.
+        cells: what is patched or ablated one by one in each layer: token, head, or (patched) both.
+
+    Raises:
+        SchemaError: when there is no example of the kind, or it does not fit the kind.
+    """
+    from prisma_steps.examples import MAKERS, made_up
+
+    if kind.name not in MAKERS:
+        raise SchemaError(
+            f"there is no example of {kind.name}: add a function that makes one to prisma_steps/examples/, "
+            "and name it in MAKERS there"
+        )
+    data = label(made_up(kind.name, seed, clips, cells))
+    check(data, kind)
     return data
 
 

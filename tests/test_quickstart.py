@@ -91,7 +91,7 @@ def test_the_page_shows_them_and_where_they_come_from(made: Path) -> None:
     page = (made / "results/quickstart/index.html").read_text(encoding="utf-8")
     targets = [unquote(target) for target in re.findall(r'(?:href|src)="([^"#]+)"', page)]
     assert {f"figures/{name}.png" for name in FIGURES} <= set(targets)
-    assert all((made / "results/quickstart" / target).is_file() for target in targets)
+    assert all((made / "results/quickstart" / target).exists() for target in targets)
     for step in ("load_images", "train_vit", "extract_activations", "train_sae", "evaluate_sae"):
         assert step in page
 

@@ -1,12 +1,42 @@
-"""Metrics of an intervention: what the patched run answers, beside the clean and the corrupted run."""
+"""Metrics of an intervention: what a run answers, beside the clean and the corrupted run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+#: Logits of pairs, with any dims before them, to one number each: what an intervention is to change.
+Metric: TypeAlias = Callable[[Float[Tensor, "*cell pair class"]], Float[Tensor, "*cell pair"]]
+
+
+def logit_difference(classes: Int[Tensor, "pair side"]) -> Metric:
+    """The logit of each pair's clean class minus that of its corrupted class (Wang et al. 2022)."""
+    clean, corrupted = classes.T
+
+    def metric(logits: Float[Tensor, "*cell pair class"]) -> Float[Tensor, "*cell pair"]:
+        pair = torch.arange(len(classes), device=logits.device)
+        return logits[..., pair, clean] - logits[..., pair, corrupted]
+
+    return metric
+
+
+def kl_to(clean: Float[Tensor, "pair class"]) -> Metric:
+    """KL divergence of a run's probabilities from those of the clean run, in nat: 0 for the clean run.
+
+    Its gradient vanishes there, and with it all that attribution at the clean run could tell (Syed et al.
+    2023).
+    """
+    truth = clean.log_softmax(-1)
+
+    def metric(logits: Float[Tensor, "*cell pair class"]) -> Float[Tensor, "*cell pair"]:
+        return (truth.exp() * (truth - logits.log_softmax(-1))).sum(-1)
+
+    return metric
 
 
 @dataclass(frozen=True)
@@ -31,15 +61,13 @@ class Metrics:
         self, logits: Float[Tensor, "cell class"], pair: Int[Tensor, " cell"]
     ) -> dict[str, Float[Tensor, " cell"]]:
         """Every metric of runs of some pairs, in float32 whatever the model computes in."""
-        clean_class, corrupted_class = self.classes[pair, :, None].unbind(1)
-        expected, found = (some.float().log_softmax(-1) for some in (self.clean[pair], logits))
-        log_probability = found.gather(1, clean_class)[:, 0]
-        difference = logits.gather(1, clean_class).float() - logits.gather(1, corrupted_class).float()
+        logits = logits.float()
+        log_probability = logits.log_softmax(-1).gather(1, self.classes[pair, :1])[:, 0]
         return {
-            "logit_difference": difference[:, 0],
+            "logit_difference": logit_difference(self.classes[pair])(logits),
             "probability": log_probability.exp(),
             "ce": -log_probability,
-            "kl": (expected.exp() * (expected - found)).sum(-1),
+            "kl": kl_to(self.clean[pair].float())(logits),
         }
 
 

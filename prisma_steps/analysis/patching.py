@@ -1,8 +1,8 @@
 """Activation patching (Wang et al. 2022, arXiv 2211.00593, section 3; the sweeps of TransformerLens).
 
-A cell of a sweep is one run of the target image in which a site of one layer, at one token or head, is that
-of the source image. Denoising takes the clean image as source and the corrupted one as target and shows what
-suffices for the clean answer; noising swaps them and shows what is necessary for it.
+A cell of a sweep is one run of the target image in which a site of one layer, at one token, a set of them or
+one head, is that of the source image. Denoising takes the clean image as source and the corrupted one as
+target and shows what suffices for the clean answer; noising swaps them and shows what is necessary for it.
 
 No cell computes what patching does not change. Whatever site is patched, all that follows from it is in the
 residual stream at its next place: a cell is the target's stream there with what the patch changes of it, and
@@ -51,6 +51,8 @@ class Sweep:
         tokens: positions that are patched, one at a time (of ``pattern`` the token that attends).
         each_token: patch heads at one token at a time; else all tokens of a head together.
         memory: bytes that the temporaries of a batch may take, about.
+        groups: sets of positions; where there are some, sites of the stream are patched at all positions of
+            one set at a time, in place of one of ``tokens``.
     """
 
     sites: Sequence[str]
@@ -58,6 +60,7 @@ class Sweep:
     tokens: Sequence[int]
     each_token: bool = False
     memory: int = 2**27
+    groups: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class _Cells:
     """The cells of one site of one layer.
 
     Attributes:
-        shape: of the cells: pair, then token, head, or head and token.
+        shape: of the cells: pair, then token or group, head, or head and token.
         make: the stream in the cells of these numbers.
         run: what follows from it: logits.
     """
@@ -100,7 +103,8 @@ def patch(
 ) -> Iterator[tuple[int, str, dict[str, Float[Tensor, "pair *cell"]]]]:
     """Every cell of a sweep: layer, site and metrics, layer by layer.
 
-    Cells are [pair, token] of sites of the stream, [pair, head] or [pair, head, token] of sites of heads.
+    Cells are [pair, token], or [pair, group], of sites of the stream; [pair, head] or [pair, head, token] of
+    sites of heads.
 
     Args:
         model: a model in evaluation mode.
@@ -174,16 +178,22 @@ def _of_tokens(suffix: Suffix, layer: _Layer, site: str, sweep: Sweep) -> _Cells
     stream = layer.target[where]
     # To the bit the source's where the site is the stream itself.
     changed = layer.source[site] if site == where else stream + (layer.source[site] - layer.target[site])
-    shape = (len(stream), len(sweep.tokens))
-    tokens = torch.tensor(sweep.tokens, device=stream.device)
+    groups = _padded(sweep.groups or [[token] for token in sweep.tokens]).to(stream.device)
+    shape = (len(stream), len(groups))
 
     def make(cell: Tensor) -> Tensor:
         pair, at = torch.unravel_index(cell, shape)
-        patched, token = stream[pair], tokens[at]
-        patched[torch.arange(len(cell), device=cell.device), token] = changed[pair, token]
+        patched, tokens = stream[pair], groups[at]
+        patched[torch.arange(len(cell), device=cell.device)[:, None], tokens] = changed[pair[:, None], tokens]
         return patched
 
     return _Cells(shape, make, _from(suffix, layer.number, where))
+
+
+def _padded(groups: Sequence[Sequence[int]]) -> Int[Tensor, "group place"]:
+    """Sets of positions as rows of one length: writing a position twice is writing it once."""
+    longest = max(map(len, groups))
+    return torch.tensor([[*group, *[group[0]] * (longest - len(group))] for group in groups])
 
 
 def _of_heads(suffix: Suffix, layer: _Layer, site: str, sweep: Sweep) -> _Cells:

@@ -42,10 +42,11 @@ class Grid:
         return {axis.name: self._full(axis) for axis in self.axes}
 
     def _full(self, axis: Axis) -> Axis:
-        told_apart = {
-            f"{axis.name}_{name}": axis.coords[name] for name in axis.coords if name in self.kind.dims
-        }
-        return replace(axis, coords={axis.name: tuple(range(len(axis))), **axis.coords, **told_apart})
+        dims = self.kind.dims - {axis.name}
+        told_apart = {f"{axis.name}_{name}": axis.coords[name] for name in axis.coords if name in dims}
+        # One that is named as a dim of the data is that dim, unless such data seldom have it.
+        own = {name: axis.coords[name] for name in axis.coords if name not in dims - self.kind.seldom}
+        return replace(axis, coords={axis.name: tuple(range(len(axis))), **own, **told_apart})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def check(expression: Expression, grids: Mapping[str, Grid | None]) -> list[Mist
         grids: what is known of the nodes that there are; None where that is nothing.
     """
     if not nodes_of(expression):
-        return [Mistake(expression.text, "names no node, expected a variable of one", _nodes("", grids))]
+        return [Mistake(expression.text, "names no node, expected a variable of one", nearest("", grids))]
     checker = _Checker(grids)
     left = checker.shape(expression).certain - {SEED}
     if left and not checker.mistakes:
@@ -108,10 +109,6 @@ def is_truth(expression: Expression) -> bool | None:
         case Binary():
             return expression.operator in (*COMPARISONS, "&", "|")
     return False
-
-
-def _nodes(name: str, grids: Mapping[str, Grid | None]) -> str:
-    return nearest(name, grids)
 
 
 class _Checker:
@@ -154,29 +151,20 @@ class _Checker:
     def _variable(self, variable: Variable) -> _Shape:
         node, name = variable.node, variable.name
         if node not in self._grids:
-            self._note(variable, f"there is no node {node!r}", _nodes(node, self._grids))
+            self._note(variable, f"there is no node {node!r}", nearest(node, self._grids))
             return _UNKNOWN
         grid = self._grids[node]
         if grid is None:
             return _UNKNOWN
-        axes = grid.full_axes()
-        for axis in axes.values():
-            if name in axis.coords:
-                return _Shape(
-                    frozenset({axis.name}), frozenset({axis.name}), {axis.name: axis}, variable.text
-                )
-        if name in grid.kind.required:
-            dims = [set(dims) for dims in (grid.kind.required[name], *grid.kind.otherwise.get(name, ()))]
-            certain, possible = set.intersection(*dims), set.union(*dims)
-            return _Shape(
-                frozenset(certain | axes.keys()), frozenset(possible | axes.keys()), axes, variable.text
-            )
-        if name not in MEANINGS and grid.kind is not Figure:
-            known = {*grid.kind.required, *(name for axis in axes.values() for name in axis.coords)}
+        shape = _known(variable, grid)
+        if shape is None:
+            known = {
+                *grid.kind.required,
+                *(name for axis in grid.full_axes().values() for name in axis.coords),
+            }
             hint = close(name, known) or close(name, MEANINGS) or nearest(name, known)
             self._note(variable, f"{node} is {grid.kind.name}, which has no variable {name!r}", hint)
-            return _UNKNOWN
-        return _Shape(frozenset(), grid.kind.dims | axes.keys(), axes, variable.text)
+        return shape or _UNKNOWN
 
     def _without(self, at: Expression, shape: _Shape, dims: Collection[str] | None) -> _Shape:
         """What is left of a shape when some dims, or all, are reduced."""
@@ -199,15 +187,22 @@ class _Checker:
         if shape.possible is None:
             return shape
         for axis in shape.axes.values():
-            if name == axis.name or (name in axis.coords and not at.by_position):
+            known = not at.by_position and name in axis.coords and name not in shape.possible
+            if name == axis.name or known:
                 return self._on_axis(at, shape, axis, name, value)
+        names = {name for axis in shape.axes.values() for name in axis.coords}
+        either = name in names or any(f"{axis}_{name}" in names for axis in shape.axes)
+        if either and not at.by_position:
+            # Along a grid axis, or a dim of the data, which may be dropped.
+            return replace(shape, certain=frozenset())
         if name in shape.possible:
             return shape if isinstance(value, list) else shape.without([name])
         if name in MEANINGS and not at.by_position:
-            # A coordinate of a dim that is not known yet, which is dropped or not.
+            # A coordinate along a dim of the data, which may be dropped.
             return replace(shape, certain=shape.certain & shape.axes.keys())
-        names = {*shape.possible, *(name for axis in shape.axes.values() for name in axis.coords)}
-        self._note(at, f"{shape.source} has no dim or coordinate {name!r}", nearest(name, names))
+        self._note(
+            at, f"{shape.source} has no dim or coordinate {name!r}", nearest(name, shape.possible | names)
+        )
         return _UNKNOWN
 
     def _on_axis(self, at: Select, shape: _Shape, axis: Axis, name: str, value: Any) -> _Shape:
@@ -222,6 +217,25 @@ class _Checker:
         if axis.name in left.fixed:
             return shape.without([axis.name])
         return replace(shape, axes={**shape.axes, axis.name: left.axes[axis.name]})
+
+
+def _known(variable: Variable, grid: Grid) -> _Shape | None:
+    """What is known of a variable of a node; None when the node cannot have it."""
+    name, axes = variable.name, grid.full_axes()
+    for axis in axes.values():
+        if name in axis.coords:
+            alone = frozenset({axis.name})
+            return _Shape(alone, alone, {axis.name: axis}, variable.text)
+    if name in grid.kind.required:
+        dims = [set(dims) for dims in (grid.kind.required[name], *grid.kind.otherwise.get(name, ()))]
+        certain, possible = dims[0].intersection(*dims), dims[0].union(*dims)
+        return _Shape(
+            frozenset(certain | axes.keys()), frozenset(possible | axes.keys()), axes, variable.text
+        )
+    if name in MEANINGS or grid.kind is Figure:
+        # Perhaps a coordinate, which has none of the grid's dims.
+        return _Shape(frozenset(), grid.kind.dims | axes.keys(), axes, variable.text)
+    return None
 
 
 def _positions(axis: Axis, value: Any) -> Any:

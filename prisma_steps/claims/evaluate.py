@@ -157,12 +157,14 @@ def _select(selected: Select, of: xr.DataArray) -> xr.DataArray:
 
 def _at(of: xr.DataArray, name: str, value: Any, text: str) -> xr.DataArray:
     """What is left at values of a coordinate along a dim; one value that is there once drops the dim."""
-    if name not in of.coords or of[name].ndim != 1:
-        names = [str(other) for other in of.coords if of[other].ndim == 1]
+    if name not in of.dims and (name not in of.coords or of[name].ndim != 1):
+        names = [*map(str, of.dims), *(str(other) for other in of.coords if of[other].ndim == 1)]
         raise NoValue(f"{text} has no coordinate {name!r} along a dim; {nearest(name, names)}")
+    # A dim without a coordinate has its positions: xarray makes them up.
     (dim,), there = of[name].dims, of[name].values
-    found = [_positions(there, each) for each in (value if isinstance(value, list) else [value])]
-    for each, positions in zip(value if isinstance(value, list) else [value], found, strict=True):
+    wanted = value if isinstance(value, list) else [value]
+    found = [_positions(there, each) for each in wanted]
+    for each, positions in zip(wanted, found, strict=True):
         if not len(positions):
             known = ", ".join(map(str, there[:8].tolist())) + (", …" if len(there) > 8 else "")
             raise NoValue(f"{text} has no {name} = {each!r}; there are {known}")

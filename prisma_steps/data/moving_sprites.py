@@ -4,6 +4,8 @@ The positions of dSprites are a torus of 32 × 32 places: a sprite that leaves i
 other. Every clip of every direction starts at every place, so that each frame by itself, whichever it is, has
 exactly the same distribution in every class. So has the unordered set of frames in the two classes of one
 axis: right and left, down and up are told apart by the order of the frames alone.
+
+With the quarter in which they begin as their class the same clips are a control: their first frame tells it.
 """
 
 from __future__ import annotations
@@ -23,11 +25,19 @@ DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 #: Places along x and along y.
 PLACES = 32
 
+#: Quarters of these places, row by row.
+QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+
+#: What the class may be, and its names.
+CLASSES = {"direction": tuple(DIRECTIONS), "start": QUARTERS}
+
 #: Clips of one speed.
 COUNT = len(DIRECTIONS) * dsprites.COUNT
 
 
-def source(n_frames: int, speeds: Sequence[int], moving: bool = True) -> ImageSource:
+def source(
+    n_frames: int, speeds: Sequence[int], moving: bool = True, classes: str = "direction"
+) -> ImageSource:
     """Every direction × start (an image of dSprites) × speed, numbered in this order, the speed fastest.
 
     Args:
@@ -35,14 +45,15 @@ def source(n_frames: int, speeds: Sequence[int], moving: bool = True) -> ImageSo
         speeds: places moved from one frame to the next.
         moving: False for the control: every frame of a clip is its first. Ids and labels stay, so that
             labels say what is not there.
+        classes: the class of a clip, of ``CLASSES``.
 
     An id names direction, speed and start, so that it is the same whatever the other speeds are.
     """
-    clips = Clips(n_frames, tuple(speeds), moving)
+    clips = Clips(n_frames, tuple(speeds), moving, classes)
     return ImageSource(
         count=COUNT * len(speeds),
         shape=(n_frames, 1, dsprites.SIZE, dsprites.SIZE),
-        class_names=tuple(DIRECTIONS),
+        class_names=CLASSES[classes],
         coords=clips.coords,
         pixels=clips.render,
     )
@@ -55,6 +66,7 @@ class Clips:
     n_frames: int
     speeds: tuple[int, ...]
     moving: bool
+    classes: str = "direction"
 
     def coords(self, index: Integer[np.ndarray, " image"]) -> dict[str, np.ndarray]:
         """What is known of each clip; the velocity is that of the pixels, and 0 in the control."""
@@ -69,7 +81,7 @@ class Clips:
                     for name, pace, number in zip(names, speed, start, strict=True)
                 ]
             ),
-            "label": direction,
+            "label": direction if self.classes == "direction" else _quarter(start),
             **factors,
             "velocity_x": velocity[:, 0],
             "velocity_y": velocity[:, 1],
@@ -102,3 +114,9 @@ class Clips:
     ) -> Integer[np.ndarray, "image axis"]:
         """Places per frame along (x, y)."""
         return np.array(list(DIRECTIONS.values()))[direction] * speed[:, None]
+
+
+def _quarter(start: Integer[np.ndarray, " image"]) -> Integer[np.ndarray, " image"]:
+    """In which of ``QUARTERS`` images of dSprites show their sprite."""
+    right, down = dsprites.latents(start)[:, -2:].T >= PLACES // 2
+    return 2 * down.astype(int) + right

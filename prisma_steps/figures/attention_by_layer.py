@@ -48,6 +48,7 @@ def attention_by_layer(attention: xr.Dataset, params: Params) -> Plot:
     panel.axhline(uniform, color="0.4", linestyle="--", linewidth=0.8, label="Uniform attention")
     panel.set(xlabel="Layer", ylabel=axis_label(attention, params.measure))
     panel.set_ylim(0, 1.1 * max(uniform, float(shown[params.measure].max())))
+    panel.set_xlim(points["layer"].min() - 0.5, points["layer"].max() + 0.5)
     panel.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(loc="outside upper right")
     return Plot(drawing, points, _caption(attention, params))

@@ -40,10 +40,12 @@ def attribution_bars(attribution: xr.Dataset, params: Params) -> Plot:
     points = frame(average(data, "image"))
     order = points[CONTRIBUTION].abs().rank(ascending=False, method="first").argsort()
     shown = points.iloc[order[: params.n]].reset_index(drop=True)
-    return Plot(_draw(shown, params), shown, _caption(attribution, shown, len(points)))
+    return Plot(
+        _draw(shown, params, attribution.sizes["image"]), shown, _caption(attribution, shown, len(points))
+    )
 
 
-def _draw(shown: pd.DataFrame, params: Params) -> Figure:
+def _draw(shown: pd.DataFrame, params: Params, n_images: int) -> Figure:
     import seaborn as sns
 
     groups = [GROUPS.get(str(kind), "embedding or bias") for kind in shown["component_kind"]]
@@ -63,11 +65,19 @@ def _draw(shown: pd.DataFrame, params: Params) -> Figure:
             error_kw={"elinewidth": 0.6},
         )
     panel.axvline(0, color="0.4", linewidth=0.6)
-    panel.set(xlabel="Contribution to the logit", ylim=(len(shown) - 0.4, -0.6))
-    panel.set_yticks(range(len(shown)), [str(name).replace("_", " ") for name in shown["component"]])
+    panel.set(
+        xlabel=f"Contribution to the logit, n = {n_images} images",
+        ylabel="Component",
+        ylim=(len(shown) - 0.4, -0.6),
+    )
+    panel.set_yticks(range(len(shown)), [_name(str(name)) for name in shown["component"]])
     panel.grid(False, axis="y")
     drawing.legend(loc="outside upper center", ncols=4)
     return drawing
+
+
+def _name(component: str) -> str:
+    return component.replace("_", " ").replace("mlp", "MLP").replace("cls", "CLS")
 
 
 def _caption(attribution: xr.Dataset, shown: pd.DataFrame, n_components: int) -> str:
@@ -75,7 +85,7 @@ def _caption(attribution: xr.Dataset, shown: pd.DataFrame, n_components: int) ->
     total = float(attribution["attributed_logit"].mean())
     if "subtracted_class" in attribution:
         of = "the difference of two logits"
-    bars = " ± 1 standard error" if n > 1 else ""
+    bars = ", bars ± 1 standard error over images" if n > 1 else ""
     return (
         f"Direct logit attribution: what the {len(shown)} largest of {n_components} components add to {of}, "
         f"mean of {n} images{bars}. All components sum to it, {total:.3g} in the mean."

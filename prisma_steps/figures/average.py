@@ -27,7 +27,15 @@ def average(data: xr.Dataset, dim: str) -> xr.Dataset:
     return averaged
 
 
+def largest_error(averaged: xr.Dataset) -> str:
+    """The largest standard error of averaged data as captions name it; nothing where there is none."""
+    errors = [averaged[name] for name in averaged if str(name).endswith(STANDARD_ERROR)]
+    return f", standard error at most {max(float(error.max()) for error in errors):.2g}" if errors else ""
+
+
 def frame(data: xr.Dataset) -> pd.DataFrame:
     """One row for every point of the grid: dims, then coordinates along them, then variables."""
     scalars = [name for name in data.coords if data[name].ndim == 0]
+    if not data.dims:
+        return data.drop_vars(scalars).expand_dims("point").to_dataframe().reset_index(drop=True)
     return data.drop_vars(scalars).to_dataframe(dim_order=list(data.dims)).reset_index()

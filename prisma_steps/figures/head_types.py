@@ -6,7 +6,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from prisma_steps.figures.average import frame
-from prisma_steps.figures.style import FigureParams, Plot, figure, require, subplots
+from prisma_steps.figures.style import FigureParams, Plot, as_table, figure, require, subplots
 from prisma_steps.schema import Attention
 from prisma_steps.step import Field
 
@@ -37,8 +37,8 @@ def head_types(attention: xr.Dataset, params: Params) -> Plot:
     shown = attention[["head_score", "uniform_head_score"]]
     strongest = float(shown["head_score"].max())
     n_types = shown.sizes["head_type"]
-    per_row = min(PER_ROW[params.width], n_types)
-    rows = ceil(n_types / per_row)
+    rows = ceil(n_types / PER_ROW[params.width])
+    per_row = ceil(n_types / rows)
     side = params.inches / per_row - 0.3
     height = min(side * shown.sizes["layer"] / shown.sizes["head"], TALLEST)
     drawing, axes = subplots(params.inches, rows * (height + TITLE) + BAR, rows, per_row)
@@ -58,12 +58,11 @@ def _draw(panel: Axes, scores: xr.Dataset, name: str, strongest: float) -> None:
     values, uniform = scores["head_score"], float(scores["uniform_head_score"])
     values = values.transpose("layer", "head")
     panel.imshow(values.values, cmap="Blues", vmin=0, vmax=strongest, aspect="auto")
-    panel.set_title(f"{name.replace('_', ' ')} ({uniform:.2g})")
+    panel.set_title(f"{name.replace('_', ' ').replace('cls', 'CLS')} ({uniform:.2g})")
     for axis, dim in ((panel.xaxis, "head"), (panel.yaxis, "layer")):
         axis.set_major_locator(MaxNLocator(4, integer=True))
         axis.set_label_text(dim.capitalize())
-    panel.grid(False)
-    panel.spines[:].set(visible=True, color="0.4", linewidth=0.4)
+    as_table(panel)
 
 
 def _caption(attention: xr.Dataset) -> str:

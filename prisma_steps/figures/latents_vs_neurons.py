@@ -40,8 +40,9 @@ def latents_vs_neurons(latents: xr.Dataset, neurons: xr.Dataset, params: Params)
         )
     drawing, axes, points = draw_lines(latents, params, "latents_vs_neurons")
     of_neurons = frame(baseline)
-    for panel in axes[0]:
-        draw_line(panel, of_neurons, NEURONS, params.y)
+    for row, measure in zip(axes, params.measures, strict=True):
+        for panel in row:
+            draw_line(panel, of_neurons, NEURONS, measure)
     axes[0, 0].legend()
     numbers = pd.concat(
         [points.assign(basis="latents"), of_neurons.assign(basis="neurons")], ignore_index=True

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.patch_grid import require_tokens
-from prisma_steps.figures.style import FigureParams, Plot, axis_label, figure, require, subplots
+from prisma_steps.figures.average import average, frame, largest_error
+from prisma_steps.figures.patch_grid import require_tokens, token_axis
+from prisma_steps.figures.style import (
+    FigureParams,
+    Plot,
+    as_table,
+    axis_label,
+    cell_ticks,
+    figure,
+    require,
+    subplots,
+)
 from prisma_steps.schema import Lens
 from prisma_steps.step import Field
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
 
 #: Height of the figure, in inches.
 HEIGHT = 2.2
@@ -45,28 +53,14 @@ def lens_heatmap(lens: xr.Dataset, params: Params) -> Plot:
         aspect="auto",
         origin="lower",
     )
-    _label(panel, lens)
+    token_axis(panel, lens["token_kind"], line="white")
+    cell_ticks(panel.yaxis, lens["layer"].values)
+    panel.set(xlabel="Token", ylabel="Layer")
+    as_table(panel)
     drawing.colorbar(drawn, ax=panel, label=axis_label(lens, params.measure))
-    of = f"mean of {lens.sizes['image']} images"
+    of = f"mean of {lens.sizes['image']} images{largest_error(shown)}"
     caption = (
         f"Logit lens: {axis_label(lens, params.measure)} when the head reads each token alone, {of}. Layer 0 "
         f"is the embedding, layer {int(lens['layer'][-1])} the end."
     )
     return Plot(drawing, frame(shown), caption)
-
-
-def _label(panel: Axes, lens: xr.Dataset) -> None:
-    """Layers up; of the tokens, those that are no patches by name, then the first patch of every frame."""
-    kinds = lens["token_kind"].values.tolist()
-    patches = [place for place, kind in enumerate(kinds) if kind == "patch"]
-    aside = {place: kind for place, kind in enumerate(kinds) if kind != "patch"}
-    if len(aside) > 1:  # registers: the first alone, or their names would overlap
-        aside = {place: kind for place, kind in aside.items() if kinds.index(kind) == place}
-    names = {place: "CLS" if kind == "cls" else kind for place, kind in aside.items()}
-    panel.set_xticks(
-        [*names, patches[len(patches) // 2]], [*names.values(), f"{len(patches)} patches"], fontsize=5
-    )
-    panel.axvline(patches[0] - 0.5, color="white", linewidth=0.6)
-    panel.set_yticks(range(lens.sizes["layer"]), [str(layer) for layer in lens["layer"].values])
-    panel.set(xlabel="Token", ylabel="Layer")
-    panel.grid(False)

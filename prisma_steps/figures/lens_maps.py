@@ -6,9 +6,10 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 from prisma_steps.figures.average import frame
-from prisma_steps.figures.one_image import bare, image_id, in_colour, pixels_of
-from prisma_steps.figures.patch_grid import on_grid, others, require_tokens
+from prisma_steps.figures.one_image import bare, image_id, pixels_of, stills_of
+from prisma_steps.figures.patch_grid import frames_of, on_grid, others, require_tokens
 from prisma_steps.figures.style import FigureParams, Plot, figure, require, subplots
+from prisma_steps.figures.token_maps import shaded
 from prisma_steps.schema import Images, Lens
 from prisma_steps.step import Field, StepError
 
@@ -52,28 +53,31 @@ def lens_maps(lens: xr.Dataset, images: xr.Dataset, params: Params) -> Plot:
     n_panels = cells.sizes["layer"] + 1
     per_row = min(PER_ROW[params.width], n_panels)
     rows, side = ceil(n_panels / per_row), params.inches / per_row
-    drawing, axes = subplots(params.inches, rows * (side + TITLE) + LEGEND, rows, per_row)
-    _show_image(axes.flat[0], pixels_of(images, image, of="lens_maps"), lens, params.frame)
+    stills = stills_of(pixels_of(images, image, of="lens_maps"), len(frames_of(lens)))
+    still = stills[frames_of(lens).index(params.frame)]
+    height = side * still.shape[0] / still.shape[1] + TITLE
+    drawing, axes = subplots(params.inches, rows * height + LEGEND, rows, per_row)
+    _show_image(axes.flat[0], still, f"Frame {params.frame}" if len(stills) > 1 else "Image")
     for panel, layer in zip(axes.flat[1:], cells["layer"].values, strict=False):
-        _show_map(panel, cells.sel(layer=layer), colours, _names(lens))
+        _show_map(panel, still, cells.sel(layer=layer), colours, _names(lens))
         panel.set_title("Embedding" if layer == 0 else f"After {layer} block{'s' * bool(layer > 1)}")
     for panel in axes.flat[n_panels:]:
         panel.remove()
     drawing.legend(handles=_handles(cells, colours, _names(lens)), loc="outside lower center", ncols=4)
     caption = (
         f"The class of each patch of image {image} by the logit lens: the model's final norm and head on the "
-        "token alone, after every block. Below each map: the class of CLS, where there is one."
+        "token alone, after every block, over the image. Below each map: the class of CLS, if there is one."
     )
     return Plot(drawing, frame(cells.to_dataset()), caption)
 
 
 def _of_frame(classes: xr.Dataset, asked: int) -> xr.Dataset:
     """The tokens of one frame of a clip, and those that are no patches."""
-    if "patch_frame" not in classes.variables:
+    if asked not in (there := frames_of(classes)):
+        raise StepError(f"lens_maps: no frame {asked}: the patch grid has frames 0 to {there[-1]}")
+    if "patch_frame" not in classes.coords:
         return classes
     frames = classes["patch_frame"].values
-    if asked not in frames:
-        raise StepError(f"lens_maps: no frame {asked}: the patch grid has frames 0 to {int(frames.max())}")
     return classes.isel(token=(frames == asked) | (frames < 0))
 
 
@@ -95,18 +99,16 @@ def _name(number: int, names: list[str] | None) -> str:
     return f"class {number}" if names is None else str(names[number])
 
 
-def _show_image(panel: Axes, pixels: xr.DataArray, lens: xr.Dataset, at: int) -> None:
-    """The image; of a clip, the first frame of the tubelet."""
-    if "frame" in pixels.dims:
-        n_tubelets = int(lens["patch_frame"].max()) + 1
-        pixels = pixels.isel(frame=at * pixels.sizes["frame"] // n_tubelets)
-    panel.imshow(in_colour(pixels))
-    panel.set_title("Image")
+def _show_image(panel: Axes, still: np.ndarray, title: str) -> None:
+    panel.imshow(still)
+    panel.set_title(title)
     bare(panel)
 
 
-def _show_map(panel: Axes, cells: xr.DataArray, colours: dict[int, Any], names: list[str] | None) -> None:
-    panel.imshow(_coloured(on_grid(cells), colours))
+def _show_map(
+    panel: Axes, still: np.ndarray, cells: xr.DataArray, colours: dict[int, Any], names: list[str] | None
+) -> None:
+    panel.imshow(shaded(_coloured(on_grid(cells), colours), still))
     aside = others(cells)
     if "cls" in aside["token_kind"].values:
         cls = int(aside.values[aside["token_kind"].values == "cls"][0])

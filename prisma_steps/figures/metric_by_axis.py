@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from prisma_steps.figures.average import average, frame
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Height of a panel, in inches.
-HEIGHT = 2.2
+#: Height of a panel in inches, and the letters that fit along it.
+HEIGHT, LETTERS = 2.2, 36
 
 
 class Params(GridParams):
@@ -26,6 +27,9 @@ class Params(GridParams):
 
     variable: str = Field(description="variable of the node, with a number for each point of the grid")
     along: str = Field(description="grid axis, or dim of the variable, that lines run along")
+    over: str = Field(
+        "seed", description="grid axis or dim that is averaged; bars are ± one standard error over it"
+    )
     level: float | None = Field(None, description="value of the variable to mark with a dotted line")
     level_name: str = Field("chance", description="the word beside the dotted line")
 
@@ -34,8 +38,8 @@ class Params(GridParams):
 def metric_by_axis(data: xr.Dataset, params: Params) -> Plot:
     """Plot a variable of any node against one axis of its grid, a line for each point of the others.
 
-    Seeds are averaged; error bars are ± one standard error. An axis of numbers has them to scale, any other
-    has its values side by side.
+    Seeds (or ``over``) are averaged; error bars are ± one standard error. An axis of numbers has them to
+    scale, any other has its values side by side.
 
     Raises:
         StepError: when the variable or the axis is not there, or there are no numbers to plot.
@@ -43,8 +47,8 @@ def metric_by_axis(data: xr.Dataset, params: Params) -> Plot:
     require(data, params.variable, params.along, of="metric_by_axis")
     _check(data[params.variable], params.along)
     shown = data[[params.variable]]
-    if params.along != "seed":
-        shown = average(shown, "seed")
+    if params.along != params.over:
+        shown = average(shown, params.over)
     encoding = encode(shown, params, inner=(params.along,), of="metric_by_axis")
     points = frame(shown)
     drawing, axes = _draw(data, params, encoding, points)
@@ -73,17 +77,21 @@ def _draw(
         _draw_line(axes[0, line.panel], line, params, places)
     for panel, title in zip(axes[0], panels, strict=True):
         panel.set(title=title, xlabel=_title(data, params.along))
-    axes[0, 0].set_ylabel(axis_label(data, params.variable))
+    axes[0, 0].set_ylabel(fill(axis_label(data, params.variable), LETTERS))
     return drawing, axes
 
 
 def _draw_line(panel: Axes, line: Line, params: Params, places: dict[Any, float]) -> None:
     there = line.points.dropna(subset=[params.variable])
     there = there.assign(place=[places[value] for value in there[params.along]]).sort_values("place")
-    errors = there.get(params.variable + STANDARD_ERROR)
-    panel.errorbar(
-        there["place"], there[params.variable], yerr=errors, **line.look, elinewidth=0.8, capsize=1.5
-    )
+    # What lies in no frame comes before none: no line leads from it to the first one.
+    aside = there["place"] < 0 if params.along == "patch_frame" else there["place"].isna()
+    for part in (there[aside], there[~aside]):
+        if len(part):
+            errors = part.get(params.variable + STANDARD_ERROR)
+            panel.errorbar(
+                part["place"], part[params.variable], yerr=errors, **line.look, elinewidth=0.8, capsize=1.5
+            )
 
 
 def _are_numbers(values: list[Any]) -> bool:
@@ -101,6 +109,8 @@ def _ticks(panels: np.ndarray, shown: xr.Dataset, along: str) -> None:
     if _are_numbers(values) and len(values) > 8:
         return
     _, texts = names(shown, along)
+    if along == "patch_frame":
+        texts = tuple("CLS" if text == "-1" else text for text in texts)
     for panel in panels:
         panel.set_xticks(list(_places(values).values()), texts)
 
@@ -108,6 +118,7 @@ def _ticks(panels: np.ndarray, shown: xr.Dataset, along: str) -> None:
 def _title(data: xr.Dataset, along: str) -> str:
     title, _ = names(data, along)
     title = title.replace("n ", "number of ", 1) if title.startswith("n ") else title
+    title = "frame" if along == "patch_frame" else title
     return title[:1].upper() + title[1:]
 
 
@@ -115,12 +126,12 @@ def _mark(panels: np.ndarray, level: float, word: str) -> None:
     for panel in panels:
         panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
     where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    panels[-1].annotate(word, (1, level), (-2, 2), **where, ha="right", va="bottom", color="0.4")
+    panels[-1].annotate(word, (1, level), (2, 0), **where, ha="left", va="center", color="0.4")
 
 
 def _caption(data: xr.Dataset, params: Params) -> str:
-    seeds = data.sizes.get("seed", 1) if params.along != "seed" else 1
-    averaged = f" Mean of {seeds} seeds, bars ± 1 standard error." if seeds > 1 else ""
+    n = data.sizes.get(params.over, 1) if params.along != params.over else 1
+    averaged = f" Mean of {n} {params.over}s, bars ± 1 standard error." if n > 1 else ""
     marked = f" Dotted: {params.level_name}." if params.level is not None else ""
     by = _title(data, params.along)
     return f"{axis_label(data, params.variable)} by {by[:1].lower()}{by[1:]}.{marked}{averaged}"

@@ -30,6 +30,15 @@ def image_id(data: xr.Dataset, asked: int | str, of: str) -> str:
     )
 
 
+def image_ids(data: xr.Dataset, asked: int | str | list[int | str], of: str) -> list[str]:
+    """The ids of one or several images, each named by its place or by its id.
+
+    Raises:
+        StepError: when one is not there, in the name of the figure ``of``.
+    """
+    return [image_id(data, one, of) for one in (asked if isinstance(asked, list) else [asked])]
+
+
 def pixels_of(images: xr.Dataset, image: str, of: str) -> xr.DataArray:
     """The pixels of an image or clip.
 
@@ -48,6 +57,14 @@ def in_colour(pixels: xr.DataArray) -> np.ndarray:
 
     values = pixels.transpose("row", "column", "channel").values
     return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def stills_of(pixels: xr.DataArray, n_frames: int) -> list[np.ndarray]:
+    """A still image, or the first frame of each of the ``n_frames`` tubelets of a clip, in colour."""
+    if "frame" not in pixels.dims:
+        return [in_colour(pixels)]
+    step = pixels.sizes["frame"] // n_frames
+    return [in_colour(pixels.isel(frame=number * step)) for number in range(n_frames)]
 
 
 def bare(panel: Axes) -> None:

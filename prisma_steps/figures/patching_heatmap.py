@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Literal
 
-from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.patch_grid import on_grid, others, require_tokens
-from prisma_steps.figures.style import FigureParams, Plot, figure, require, subplots
+from prisma_steps.figures.average import average, frame, largest_error
+from prisma_steps.figures.patch_grid import frames_of, require_tokens
+from prisma_steps.figures.patching_panels import Panel, draw_panel, panels_of
+from prisma_steps.figures.style import FigureParams, Plot, figure, require, select, subplots
 from prisma_steps.schema import MEANINGS, Patching
 from prisma_steps.step import Field, StepError
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
-    from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+OF = "patching_heatmap"
 
 #: What is drawn, as the scale calls it.
 NAMES = {"logit_difference": "logit difference", "probability": "probability", "ce": "CE", "kl": "KL"}
 
-#: Panels in one row, by width.
+#: Panels in one row, by width: maps, and tables whose columns are tokens; and the most heads or frames that
+#: are a row by themselves.
 PER_ROW = {"one_column": 3, "two_columns": 6}
+TABLES_PER_ROW = {"one_column": 1, "two_columns": 2}
+MOST_PER_ROW = {"one_column": 4, "two_columns": 9}
 
 #: Value of a cell without any effect: the corrupted run when clean is patched in, the clean run in reverse.
 NO_EFFECT = {"denoising": 0.0, "noising": 1.0}
 
-#: Left edge of the column of tokens that have no place in the image, in patches from the first patch.
-ASIDE = -1.6
-
 #: Width of a panel in inches, at most.
 WIDEST = 1.8
 
-#: Heights of a panel's title and of the colour bar with its label, in inches.
-TITLE, BAR = 0.2, 0.55
+#: Heights of a panel's title, of that with a table's ticks and label, and of the colour bar with its label;
+#: of a row of a table by token, and of such a table at least and at most; in inches.
+TITLE, TICKS, BAR = 0.2, 0.5, 0.55
+ROW, LOWEST, HIGHEST = 0.16, 0.5, 2.2
 
 
 class Params(FigureParams):
@@ -42,6 +48,13 @@ class Params(FigureParams):
     metric: Literal["logit_difference", "probability", "ce", "kl"] = Field(
         "logit_difference", description="which effect, normalised", json_schema_extra={"as_before": True}
     )
+    view: Literal["patch_grid", "tokens"] = Field(
+        "patch_grid",
+        description="where tokens are patched: patch_grid is a map of the patches for every layer; tokens is "
+        "layers × tokens",
+    )
+    layers: list[int] | None = Field(None, min_length=1, description="layers to draw; all when null")
+    heads: list[int] | None = Field(None, min_length=1, description="heads to draw; all when null")
     width: Literal["one_column", "two_columns"] = Field(
         "two_columns", description="width in print: one column is 3.5 inches, two are 7.2"
     )
@@ -49,57 +62,31 @@ class Params(FigureParams):
 
 @figure(inputs={"patching": Patching})
 def patching_heatmap(patching: xr.Dataset, params: Params) -> Plot:
-    """Draw the mean effect of every patch of every layer on the patch grid, CLS beside it; or layer × head.
+    """Draw the mean effect of every patched cell: on the patch grid, or layers × tokens, heads or frames.
 
-    Of clips every frame has a panel, of several sites every site. Pairs whose clean and corrupted run have
-    the same value, so that nothing can be restored, are left out. Colours are centred on the value of a cell
-    without any effect: 0 (the corrupted run) in denoising, 1 (the clean run) in noising.
-    """
-    name = f"normalised_{params.metric}"
-    require(patching, name, "pair", "layer", of="patching_heatmap")
-    by_head = _by_head(patching)
-    if not by_head:
-        require_tokens(patching, of="patching_heatmap")
-    kept = _with_effect(patching[[name]], name)
-    effect = average(kept, "pair")
-    norm = _norm(effect[name], patching.attrs.get("direction"))
-    panels = list(_panels(effect[name], by_head))
-    per_row = min(PER_ROW[params.width], len(panels))
-    rows = ceil(len(panels) / per_row)
-    side = min(params.inches / per_row, WIDEST)
-    aspect = effect.sizes["layer"] / effect.sizes["head"] if by_head else _aspect(effect)
-    drawing, axes = subplots(
-        params.inches, rows * (aspect * side + TITLE) + BAR, rows, per_row, layout="compressed"
-    )
-    for panel, (title, cells) in zip(axes.flat, panels, strict=False):
-        (_draw_heads if by_head else _draw)(panel, cells, norm)
-        panel.set_title(title)
-    for panel in axes.flat[len(panels) :]:
-        panel.remove()
-    drawing.colorbar(
-        axes[0, 0].images[0],
-        ax=list(axes.flat[: len(panels)]),
-        location="bottom",
-        aspect=40,
-        shrink=0.7,
-        label=f"Normalised {NAMES[params.metric]}, n = {kept.sizes['pair']} pairs\n"
-        "(clean = 1, corrupted = 0)",
-    )
-    return Plot(drawing, frame(effect), _caption(patching, kept.sizes["pair"], by_head))
-
-
-def _by_head(patching: xr.Dataset) -> bool:
-    """Whether heads were patched and not tokens.
+    Where tokens are patched one by one, every layer (and head, and frame of clips) is a map of its patches
+    with CLS beside it or, with ``view: tokens``, a row. Several sites have panels of their own. Pairs whose
+    clean and corrupted run have the same value, so that nothing can be restored, are left out. Colours are
+    centred on the value of a cell without any effect: 0 (the corrupted run) in denoising, 1 (the clean run)
+    in noising.
 
     Raises:
-        StepError: when both were, one by one.
+        StepError: when the metric, a layer or a head is not there, and when no pair has an effect.
     """
-    if {"head", "token"} <= set(patching.dims):
-        raise StepError(
-            "patching_heatmap: the sweep is by layer, head and token, of which it draws two. Give it a sweep "
-            "without each_token"
-        )
-    return "head" in patching.dims
+    name = f"normalised_{params.metric}"
+    require(patching, name, "pair", "layer", of=OF)
+    if "token" in patching.dims:
+        require_tokens(patching, of=OF)
+    asked = {"layer": params.layers, "head": params.heads}
+    kept = _with_effect(select(patching[[name]], asked, of=OF), name)
+    effect, n_pairs = average(kept, "pair"), kept.sizes["pair"]
+    norm = _norm(effect[name], patching.attrs.get("direction"))
+    drawing, axes = _page(effect[name], panels := list(panels_of(effect[name], params.view)), params)
+    for place, panel in zip(axes, panels, strict=True):
+        draw_panel(place, panel, norm)
+    label = f"Normalised {NAMES[params.metric]}, n = {n_pairs} pairs\n(clean = 1, corrupted = 0)"
+    drawing.colorbar(axes[0].images[0], ax=list(axes), location="bottom", aspect=40, shrink=0.7, label=label)
+    return Plot(drawing, frame(effect), _caption(patching, effect, n_pairs))
 
 
 def _with_effect(effect: xr.Dataset, name: str) -> xr.Dataset:
@@ -112,32 +99,10 @@ def _with_effect(effect: xr.Dataset, name: str) -> xr.Dataset:
     kept = effect.isel(pair=effect[name].notnull().all(cells).values)
     if not kept.sizes["pair"]:
         raise StepError(
-            f"patching_heatmap: {name} is NaN for all pairs: their clean and corrupted runs have the same "
+            f"{OF}: {name} is NaN for all pairs: their clean and corrupted runs have the same "
             "value. Draw another metric, or give other pairs"
         )
     return kept
-
-
-def _panels(effect: xr.DataArray, by_head: bool) -> Iterator[tuple[str, xr.DataArray]]:
-    """Title and cells of each panel: of heads one a site, of tokens one a layer, and one a frame of clips."""
-    if "site" in effect.dims:
-        for site in effect["site"].values:
-            for title, cells in _panels(effect.sel(site=site, drop=True), by_head):
-                yield (f"{site}, {title.lower()}" if title else str(site)), cells
-        return
-    if by_head:
-        yield "", effect.transpose("layer", "head")
-        return
-    for layer in effect["layer"].values:
-        cells = effect.sel(layer=layer)
-        if "patch_frame" not in effect.coords:
-            yield f"Layer {layer}", cells
-            continue
-        places = effect["patch_frame"].values
-        for number in sorted({*places.tolist()} - {-1}):
-            # What has no place in the clip stands beside its first frame.
-            here = (places == number) | ((places == -1) & (number == 0))
-            yield f"Layer {layer}, frame {number}", cells.isel(token=here)
 
 
 def _norm(effect: xr.DataArray, direction: str | None) -> Normalize:
@@ -146,60 +111,47 @@ def _norm(effect: xr.DataArray, direction: str | None) -> Normalize:
 
     if direction not in NO_EFFECT:
         raise StepError(
-            f"patching_heatmap: the attribute 'direction' is {direction!r}, expected {' or '.join(NO_EFFECT)}"
+            f"{OF}: the attribute 'direction' is {direction!r}, expected {' or '.join(NO_EFFECT)}"
         )
     centre = NO_EFFECT[direction]
     reach = float(abs(effect - centre).max()) or 1.0
     return Normalize(centre - reach, centre + reach)
 
 
-def _aspect(effect: xr.Dataset) -> float:
-    """Height of a panel over its width."""
-    rows, columns = (int(effect[name].max()) + 1 for name in ("patch_row", "patch_col"))
-    return rows / (columns - ASIDE)
+def _page(effect: xr.DataArray, panels: Sequence[Panel], params: Params) -> tuple[Figure, np.ndarray]:
+    """A figure with axes for every panel, as high as they need."""
+    by_token = not panels[0].is_map and "token" in effect.dims
+    per_row = _per_row(effect, panels, params)
+    rows = ceil(len(panels) / per_row)
+    if by_token:
+        height = min(max(ROW * effect.sizes["layer"], LOWEST), HIGHEST)
+    else:
+        height = max(panel.aspect for panel in panels) * min(params.inches / per_row, WIDEST)
+    height = rows * (height + (TITLE if panels[0].is_map else TICKS)) + BAR
+    layout = "constrained" if by_token else "compressed"
+    drawing, axes = subplots(params.inches, height, rows, per_row, layout=layout)
+    for left_over in axes.flat[len(panels) :]:
+        left_over.remove()
+    return drawing, axes.ravel()[: len(panels)]
 
 
-def _draw(panel: Axes, cells: xr.DataArray, norm: Normalize) -> None:
-    patches, aside = on_grid(cells), others(cells)
-    rows, columns = patches.shape
-    look = {"norm": norm, "cmap": "RdBu_r", "origin": "upper"}
-    panel.imshow(patches, extent=(0, columns, rows, 0), **look)
-    top = (rows - aside.size) / 2
-    if aside.size:
-        panel.imshow(aside.values[:, None], extent=(ASIDE, ASIDE + 1, top + aside.size, top), **look)
-    _outline(panel, 0, 0, columns, rows)
-    for place in range(aside.size):
-        _outline(panel, ASIDE, top + place, 1, 1)
-    if aside.size:
-        panel.text(ASIDE + 0.5, top - 0.2, _aside_name(aside), ha="center", va="bottom", fontsize=5)
-    panel.set(xlim=(ASIDE - 0.1, columns + 0.1), ylim=(rows + 0.1, -0.1))
-    panel.set_axis_off()
+def _per_row(effect: xr.DataArray, panels: Sequence[Panel], params: Params) -> int:
+    """Panels in a row: all frames of a layer, or all its heads, where they fit."""
+    if not panels[0].is_map:
+        most = TABLES_PER_ROW if "token" in effect.dims else PER_ROW
+        return _balanced(len(panels), most[params.width])
+    n_frames, n_heads = len(frames_of(effect)), effect.sizes.get("head", 1)
+    natural = n_frames if n_frames > 1 else n_heads
+    together = 1 < natural <= MOST_PER_ROW[params.width]
+    return natural if together else _balanced(len(panels), PER_ROW[params.width])
 
 
-def _draw_heads(panel: Axes, cells: xr.DataArray, norm: Normalize) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    layers, heads = cells["layer"].values, cells["head"].values
-    extent = (heads[0] - 0.5, heads[-1] + 0.5, layers[-1] + 0.5, layers[0] - 0.5)
-    panel.imshow(cells.values, extent=extent, norm=norm, cmap="RdBu_r", origin="upper")
-    panel.set(xlabel="Head", ylabel="Layer")
-    panel.grid(visible=False)
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+def _balanced(count: int, most: int) -> int:
+    """Panels in a row, of no more rows than needed, as equally long as can be."""
+    return ceil(count / ceil(count / most))
 
 
-def _aside_name(aside: xr.DataArray) -> str:
-    """What the cells beside the grid are, from the top."""
-    return "CLS" if aside.size == 1 else "CLS,\nreg."
-
-
-def _outline(panel: Axes, left: float, top: float, width: float, height: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    panel.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="0.4", linewidth=0.4))
-
-
-def _caption(patching: xr.Dataset, n_pairs: int, by_head: bool) -> str:
+def _caption(patching: xr.Dataset, effect: xr.Dataset, n_pairs: int) -> str:
     runs = ("clean", "corrupted")
     put, into = runs if patching.attrs["direction"] == "denoising" else runs[::-1]
     site = patching.attrs.get("site", "resid_pre")
@@ -207,7 +159,16 @@ def _caption(patching: xr.Dataset, n_pairs: int, by_head: bool) -> str:
     left_out = patching.sizes["pair"] - n_pairs
     without = f" ({left_out} more have two runs of the same value)" if left_out else ""
     return (
-        f"Activation patching: {' or '.join(names)} of each layer, at one {'head' if by_head else 'token'}, "
-        f"from the {put} run in the {into} run. Mean over {n_pairs} pairs{without}; 1 is the clean run, 0 "
+        f"Activation patching: {' or '.join(names)} of each layer, {_where(patching)}, from the {put} run in "
+        f"the {into} run. Mean over {n_pairs} pairs{without}{largest_error(effect)}; 1 is the clean run, 0 "
         "the corrupted one."
     )
+
+
+def _where(patching: xr.Dataset) -> str:
+    """What is patched at once."""
+    if "patch_frame" in patching.dims:
+        so_far = patching.attrs.get("together") == "frames_so_far"
+        return f"at all tokens of one frame{' and of those before it' if so_far else ''}"
+    cells = [dim for dim in ("head", "token") if dim in patching.dims]
+    return "at " + " and ".join(f"one {cell}" for cell in cells)

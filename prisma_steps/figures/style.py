@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from io import BytesIO
+from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prisma_steps import schema
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: Widths of a figure in a paper, in inches.
 WIDTHS = {"one_column": 3.5, "two_columns": 7.2}
+
+#: Labels of cells that an axis has at most.
+MOST_TICKS = 13
 
 #: Ending of the name of a column that holds the standard error of another.
 STANDARD_ERROR = "_standard_error"
@@ -88,11 +94,13 @@ class Plot(NamedTuple):
         figure: the drawing.
         numbers: one row for every plotted point or cell, exactly what is drawn.
         caption: what is to be seen, with units and n; used unless the user gives a caption.
+        files: content of files besides the drawing and its numbers, by name.
     """
 
     figure: Figure
     numbers: pd.DataFrame
     caption: str
+    files: Mapping[str, bytes] = MappingProxyType({})
 
 
 def figure(
@@ -121,7 +129,7 @@ def figure(
         def draw(*args: Any, **kwargs: Any) -> Output:
             given = called.bind(*args, **kwargs).arguments
             given.pop("job")
-            with house_style():
+            with house_style(), _naming_inputs(given):
                 plot = function(**given)
                 return _output(plot, given["params"].caption or plot.caption)
 
@@ -131,6 +139,17 @@ def figure(
         return draw
 
     return declare
+
+
+@contextmanager
+def _naming_inputs(given: Mapping[str, Any]) -> Iterator[None]:
+    """Have errors about what data lacks name the input by which it came."""
+    try:
+        yield
+    except LacksError as error:
+        slots = [slot for slot, data in given.items() if data is error.data]
+        name = f"its input {slots[0]!r}" if slots else "the data"
+        raise StepError(error.text.format(name)) from None
 
 
 @contextmanager
@@ -159,19 +178,51 @@ def subplots(
     return drawing, drawing.subplots(rows, columns, squeeze=False, **sharing)
 
 
+class LacksError(StepError):
+    """Data lacks what a figure shows.
+
+    Attributes:
+        data: what lacks it.
+        text: the message, with the data for ``{}``.
+    """
+
+    def __init__(self, data: xr.Dataset, text: str) -> None:
+        """Say it of "the data"; the declared figure knows by which input it came."""
+        super().__init__(text.format("the data"))
+        self.data, self.text = data, text
+
+
 def require(data: xr.Dataset, *names: str, of: str) -> None:
     """Check that ``data`` has the variables or dims that a figure shows.
 
     Raises:
-        StepError: naming what is missing and what there is.
+        LacksError: naming what is missing and what there is.
     """
     missing = [name for name in names if name not in data.variables and name not in data.dims]
     if missing:
         there = ", ".join(sorted(map(str, data.variables))) or "nothing"
         dims = ", ".join(f"{dim} ({size})" for dim, size in data.sizes.items()) or "none"
-        raise StepError(
-            f"{of}: the data has no {', '.join(missing)}; it has the dims {dims} and the variables {there}"
+        raise LacksError(
+            data,
+            f"{of}: {{}} has no {', '.join(missing)}; it has the dims {dims} and the variables {there}",
         )
+
+
+def select(data: xr.Dataset, asked: Mapping[str, Sequence[Any] | None], of: str) -> xr.Dataset:
+    """The data of those labels of each dim that the user asked for; None asks for all.
+
+    Raises:
+        StepError: when the data lacks one of the dims or labels.
+    """
+    for dim, values in asked.items():
+        if values is None:
+            continue
+        require(data, dim, of=of)
+        there = data[dim].values.tolist()
+        if strange := [value for value in values if value not in there]:
+            raise StepError(f"{of}: no {dim} {strange[0]}; the data has {', '.join(map(str, there))}")
+        data = data.sel({dim: list(values)})
+    return data
 
 
 def log_ticks(axis: Axis) -> None:
@@ -183,6 +234,25 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(10, subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def as_table(panel: Axes) -> None:
+    """The look of a table of cells: a thin frame and no grid."""
+    panel.grid(visible=False)
+    panel.spines[:].set(visible=True, color="0.4", linewidth=0.4)
+
+
+def cell_ticks(axis: Axis, values: np.ndarray, names: Mapping[int, str] | None = None) -> None:
+    """Label the cells of a table along an axis, or every second, third, … where they are many.
+
+    Args:
+        axis: counts cells from 0.
+        values: of every cell.
+        names: what some values are called.
+    """
+    step = ceil(len(values) / MOST_TICKS)
+    shown = range(0, len(values), step)
+    axis.set_ticks([*shown], [(names or {}).get(values[place], str(values[place])) for place in shown])
 
 
 def axis_label(data: xr.Dataset, name: str) -> str:
@@ -208,6 +278,7 @@ def _output(plot: Plot, caption: str) -> Output:
         ),
         "figure.png": _rendered(plot.figure, "png", {"Software": None}),
         "numbers.csv": plot.numbers.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode(),
+        **plot.files,
     }
     data = _labelled(plot.numbers).assign_attrs(caption=caption)
     return Output(data, {name: partial(_write, content) for name, content in contents.items()})

@@ -6,13 +6,13 @@ from math import log
 from typing import TYPE_CHECKING
 
 from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.encoding import Encoding, GridParams, encode
-from prisma_steps.figures.style import STANDARD_ERROR, Plot, axis_label, figure, require, subplots
+from prisma_steps.figures.curves import check_curves, draw_curve
+from prisma_steps.figures.encoding import GridParams, encode
+from prisma_steps.figures.style import Plot, axis_label, figure, require, subplots
 from prisma_steps.schema import Model
-from prisma_steps.step import Field, StepError, gather
+from prisma_steps.step import Field, gather
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
 
@@ -42,7 +42,7 @@ def training_curves(model: xr.Dataset, params: Params) -> Plot:
     """
     require(model, *params.curves, "epoch", "class", of="training_curves")
     curves = average(model[[*params.curves, "epoch"]].reset_coords("epoch"), "seed")
-    _check_curves(curves, params)
+    check_curves(curves, params.curves, of="training_curves")
     encoding = encode(curves, params, inner=("step",), of="training_curves")
     points = frame(curves)
     panels = encoding.panels
@@ -50,7 +50,7 @@ def training_curves(model: xr.Dataset, params: Params) -> Plot:
         params.inches, HEIGHT * len(params.curves), len(params.curves), len(panels), sharex=True, sharey="row"
     )
     for row, curve in zip(axes, params.curves, strict=True):
-        _draw(row, encoding, points, curve)
+        draw_curve(row, encoding, points, curve, along="epoch")
         row[0].set_ylabel(axis_label(model, curve))
         _mark_chance(row, curve, model.sizes["class"])
     for panel, title in zip(axes[0], panels, strict=True):
@@ -60,26 +60,6 @@ def training_curves(model: xr.Dataset, params: Params) -> Plot:
         panel.xaxis.get_major_locator().set_params(integer=True)
     encoding.legend(drawing, markers=False)
     return Plot(drawing, points, _caption(model, params))
-
-
-def _check_curves(curves: xr.Dataset, params: Params) -> None:
-    flat = [name for name in params.curves if "step" not in curves[name].dims]
-    if flat:
-        raise StepError(
-            f"training_curves: {', '.join(flat)} has no dim 'step': it is one number, not a curve"
-        )
-
-
-def _draw(row: list[Axes], encoding: Encoding, points: pd.DataFrame, curve: str) -> None:
-    for line in encoding.lines(points):
-        measured = line.points.dropna(subset=[curve]).sort_values("step")
-        look = {**line.look, "marker": "none"}
-        row[line.panel].plot(measured["epoch"], measured[curve], **look)
-        if curve + STANDARD_ERROR in measured:
-            low, high = (measured[curve] + sign * measured[curve + STANDARD_ERROR] for sign in (-1, 1))
-            row[line.panel].fill_between(
-                measured["epoch"], low, high, color=look["color"], alpha=0.2, linewidth=0
-            )
 
 
 def _mark_chance(row: list[Axes], curve: str, n_classes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Int
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from prisma_steps.models.structure import Structure
 
 
-def require_classes(model: Structure, of: str) -> None:
+def require_classes(model: Structure, of: str, otherwise: str = "") -> None:
     """Refuse a model without a head.
+
+    Args:
+        model: any.
+        of: the step that asks.
+        otherwise: what else its user can do.
 
     Raises:
         StepError: in the name of the step ``of``.
@@ -27,6 +33,7 @@ def require_classes(model: Structure, of: str) -> None:
         raise StepError(
             f"{of}: the model has no classes, and logits need a head. Put a train_probe node between the "
             "model and this one, or, for a CLIP or SigLIP, set class_names and templates of load_model"
+            + (f", or {otherwise}" if otherwise else "")
         )
 
 
@@ -45,11 +52,11 @@ def labels_of(model: Structure, images: xr.Dataset, of: str, otherwise: str) -> 
     found = labels(images)
     named = images["class_name"].values.tolist() if "class_name" in images.variables else None
     known = None if model.class_names is None else list(model.class_names)
-    beyond = int(found.max()) >= model.n_classes
-    if beyond or (named is not None and known is not None and named != known):
+    count = max(images.sizes.get("class", 0), int(found.max()) + 1)
+    if count > model.n_classes or (named is not None and known is not None and named != known):
         raise StepError(
-            f"{of}: the images' classes are {_shown(named)}, the model's {_shown(known)} "
-            f"({model.n_classes}): give images of the classes that the model tells apart, or {otherwise}"
+            f"{of}: the images are of {count} classes ({_shown(named)}), the model tells {model.n_classes} "
+            f"apart ({_shown(known)}): give images of the model's classes, or {otherwise}"
         )
     return found
 
@@ -61,19 +68,25 @@ def _shown(names: list[str] | None) -> str:
     return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
-def number_of_class(model: Structure, asked: int | str, of: str) -> int:
+def class_names(model: Structure, images: xr.Dataset) -> list[str]:
+    """A name for every class of the model: its own, else those of as many of the images, else its number."""
+    shown = images["class_name"].values.tolist() if "class_name" in images.variables else []
+    numbers = [str(number) for number in range(model.n_classes)]
+    return list(model.class_names or (shown if len(shown) == model.n_classes else numbers))
+
+
+def number_of_class(names: Sequence[str], asked: int | str, of: str) -> int:
     """A class by its name, or by its number among the logits.
 
     Raises:
-        StepError: when the model has no such class, in the name of the step ``of``.
+        StepError: when there is no such class, in the name of the step ``of``.
     """
     if isinstance(asked, int):
-        if asked in range(model.n_classes):
+        if asked in range(len(names)):
             return asked
-        raise StepError(f"{of}: no class {asked}: the model has classes 0 to {model.n_classes - 1}")
-    names = list(model.class_names or ())
+        raise StepError(f"{of}: no class {asked}: the model has classes 0 to {len(names) - 1}")
     if asked in names:
         return names.index(asked)
     near = difflib.get_close_matches(asked, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise StepError(f"{of}: no class {asked!r}.{hint} The model's classes are {_shown(names or None)}")
+    raise StepError(f"{of}: no class {asked!r}.{hint} The model's classes are {_shown(list(names))}")

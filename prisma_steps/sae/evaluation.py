@@ -29,6 +29,9 @@ from prisma_steps.step import StepError
 #: Bytes of latents that are held at once, of one image at least.
 LATENT_BYTES = 2**28
 
+#: What a run is given that starts at a block.
+_START = "resid_pre"
+
 
 class HookedModel(Protocol):
     """A model whose sites can be read and written."""
@@ -47,6 +50,16 @@ class HookedModel(Protocol):
 
     def run_with_hooks(self, pixels: Tensor, hooks: Mapping[SiteKey, Callable[[Tensor], Tensor]]) -> Tensor:
         """Logits of a run in which each hook replaces what its site holds."""
+        ...
+
+    def forward_from(
+        self,
+        layer: int,
+        resid_pre: Tensor,
+        hooks: Mapping[SiteKey, Callable[[Tensor], Tensor]],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Logits that follow from the stream before block ``layer``, of input of this shape, with hooks."""
         ...
 
 
@@ -91,6 +104,8 @@ class Evaluation:
         self._latents = LatentSums(autoencoder.shape.n_latents)
         self._clean: ClassificationSums | None = None
         self._replaced: list[dict[str, ClassificationSums]] = [{} for _ in place.writes]
+        within = any(layer is not None and site != "resid_post" for site, layer in place.writes)
+        self._starts = [_START] if within else []
 
     @torch.no_grad()
     def add(
@@ -115,14 +130,16 @@ class Evaluation:
         if labels is None:
             values = model.read(pixels, sites, layers)
         else:
-            logits, values = model.run_with_cache(pixels, sites, layers)
+            logits, values = model.run_with_cache(
+                pixels, list(dict.fromkeys([*sites, *self._starts])), layers
+            )
             clean = self._classified(logits, labels)
             self._clean = clean if self._clean is None else self._clean + clean
         self._check_widths(values)
         y_hats = self._reconstruct(values)
         if labels is not None:
             for key, y_hat, sums in zip(self._place.writes, y_hats, self._replaced, strict=True):
-                self._run_replaced(model, pixels, labels, key, values[key], y_hat, sums)
+                self._run_replaced(model, pixels, labels, key, values, y_hat, sums)
 
     def _check_widths(self, values: Mapping[SiteKey, Tensor]) -> None:
         shape = self._autoencoder.shape
@@ -170,11 +187,12 @@ class Evaluation:
         pixels: Tensor,
         labels: Tensor,
         key: SiteKey,
-        value: Float[Tensor, "image token d_model"],
+        values: Mapping[SiteKey, Tensor],
         y_hat: Float[Tensor, "image chosen d_model"],
         sums: dict[str, ClassificationSums],
     ) -> None:
         """Add what the model answers with one site replaced: by ŷ, by 0, and by ŷ with the error term."""
+        value = values[key]
         replacements = {
             "reconstruction": y_hat,
             "zero_ablation": torch.zeros_like(y_hat),
@@ -183,9 +201,21 @@ class Evaluation:
         for run, replacement in replacements.items():
             spliced = value.clone()
             spliced[:, self._chosen] = replacement
-            logits = model.run_with_hooks(pixels, {key: lambda _, spliced=spliced: spliced})
+            logits = self._answer(model, pixels, key, spliced, values)
             found = self._classified(logits, labels)
             sums[run] = sums[run] + found if run in sums else found
+
+    @staticmethod
+    def _answer(
+        model: HookedModel, pixels: Tensor, key: SiteKey, spliced: Tensor, values: Mapping[SiteKey, Tensor]
+    ) -> Float[Tensor, "image class"]:
+        """Logits with ``spliced`` at ``key``. Blocks in front of it, which would not differ, do not run."""
+        (site, layer), shape = key, pixels.shape[1:]
+        if layer is None:
+            return model.run_with_hooks(pixels, {key: lambda _: spliced})
+        if site == "resid_post":
+            return model.forward_from(layer + 1, spliced, {}, shape)
+        return model.forward_from(layer, values[_START, layer], {key: lambda _: spliced}, shape)
 
     def _classified(self, logits: Tensor, labels: Tensor) -> ClassificationSums:
         return ClassificationSums.of(logits, labels, None if self._cosines is None else self._cosines(logits))

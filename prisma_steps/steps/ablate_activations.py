@@ -105,13 +105,16 @@ def effects_of_ablations(
     """
     from prisma_steps.analysis.ablation import Effects
     from prisma_steps.analysis.cells import budget
-    from prisma_steps.analysis.classes import labels_for
     from prisma_steps.memory import reused_memory
+    from prisma_steps.models.classes import labels_of, require_classes
 
+    require_classes(vit, "ablate_activations")
     images = _first(images, params.n_images, "n_images")
     reference = _first(reference, params.n_reference, "n_reference")
     layers, tokens = _layers(vit, params), _tokens(vit, params)
-    labels = labels_for(vit, images, "ablate_activations").to(vit.device)
+    labels = labels_of(vit, images, "ablate_activations", "train a probe for these (train_probe)").to(
+        vit.device
+    )
     others = _others(images, reference, params) if "resample" in params.ablations else None
     fast = vit.for_inference()
     memory = budget(vit, params.memory_mb, _floats_read(vit, params.site, layers))

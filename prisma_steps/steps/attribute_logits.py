@@ -84,13 +84,14 @@ def _chooser(
     """What gives, for some images and their prepared pixels, the class of each and the one to subtract."""
     import torch
 
-    from prisma_steps.models.classes import labels_of, number_of_class
+    from prisma_steps.models.classes import class_names, labels_of, number_of_class
 
     asked = {params.logit, params.minus} - {None}
     otherwise = "set `logit` and `minus` to top1, runner_up, or a class"
     labels = labels_of(vit, images, "attribute_logits", otherwise) if "label" in asked else None
+    names = class_names(vit, images)
     numbers = {
-        name: number_of_class(vit, name, "attribute_logits")
+        name: number_of_class(names, name, "attribute_logits")
         for name in asked
         if name is not None and name not in ("label", "top1", "runner_up")
     }

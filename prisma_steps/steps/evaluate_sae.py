@@ -74,19 +74,11 @@ def evaluate_sae(
 
 def _check_classes(vit: HookedViT, images: xr.Dataset) -> None:
     """Refuse a model whose cross-entropy on these images is not defined."""
-    if vit.n_classes == 0:
-        raise StepError(
-            "evaluate_sae: the model has no classes, and cross-entropies need logits. Give it a head: put a "
-            "train_probe node between the model and this one, or, for a CLIP or SigLIP, set class_names and "
-            "templates of load_model. Or set cross_entropy: false, for all metrics that need none"
-        )
-    n_classes = images.sizes.get("class", 0)
-    if n_classes > vit.n_classes:
-        raise StepError(
-            f"evaluate_sae: the images have {n_classes} classes, the model {vit.n_classes}: give images of "
-            "the classes that the model tells apart, train a probe for these (train_probe), or set "
-            "cross_entropy: false"
-        )
+    from prisma_steps.models.classes import labels_of, require_classes
+
+    without = "set cross_entropy: false, for all metrics that need none"
+    require_classes(vit, "evaluate_sae", without)
+    labels_of(vit, images, "evaluate_sae", f"train a probe for these (train_probe), or {without}")
 
 
 def _prepare(sae: xr.Dataset, vit: HookedViT, device: str) -> Evaluation:

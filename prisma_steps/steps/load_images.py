@@ -100,6 +100,12 @@ class Params(StepParams):
         description="static is a control: every frame of a clip is its first, and labels stay",
         json_schema_extra=_only_for("moving_sprites"),
     )
+    classes: Literal["direction", "start"] = Field(
+        "direction",
+        description="what the class of a clip is: the direction in which the sprite moves, which no frame by "
+        "itself tells; or, a control, the quarter in which it starts, which the first frame tells",
+        json_schema_extra=_only_for("moving_sprites", added_later=True),
+    )
 
     @field_validator("speeds")
     @classmethod
@@ -219,7 +225,7 @@ def _open(params: Params, job: Job) -> ImageSource:
     if params.dataset == "moving_sprites":
         from prisma_steps.data.moving_sprites import source
 
-        return source(params.n_frames, params.speeds, params.motion == "moving")
+        return source(params.n_frames, params.speeds, params.motion == "moving", params.classes)
     if params.dataset == "video_folder":
         from prisma_steps.data.video import source
 

@@ -122,12 +122,12 @@ def effects_of_steering(
             that never fires and so has no maximum to count strengths in.
     """
     from prisma_steps.analysis.cells import budget
-    from prisma_steps.analysis.classes import class_names, require_head
     from prisma_steps.analysis.steering import Steering as Sweep
     from prisma_steps.analysis.steering import check_splice, steered_tokens
     from prisma_steps.memory import reused_memory
+    from prisma_steps.models.classes import class_names, require_classes
 
-    require_head(vit, "steer_latents")
+    require_classes(vit, "steer_latents")
     n_latents = check_splice(vit, splice).shape.n_latents
     _check_listed(n_latents, params)
     images = _first(images, params)
@@ -143,7 +143,7 @@ def effects_of_steering(
         sweep = Sweep(splice, tokens, latents, params.mode, _amounts(known, latents, params))
         batches = _batches(vit, images, memory.images, job, "steered")
         answers = _answers(vit.for_inference(), batches, sweep, classes, memory.rows)
-    return label(_labelled(answers, known, sweep, images, names[classes], params))
+    return label(_labelled(answers, known, sweep, images, [names[number] for number in classes], params))
 
 
 def _first(images: xr.Dataset, params: Params) -> xr.Dataset:
@@ -163,12 +163,12 @@ def _check_listed(count: int, params: Params) -> None:
         raise StepError("steer_latents: latents: largest_effect needs of_class, the class of the effect")
 
 
-def _classes(names: np.ndarray, params: Params) -> list[int]:
+def _classes(names: list[str], params: Params) -> list[int]:
     """Numbers of the classes to keep."""
-    from prisma_steps.analysis.classes import class_number
+    from prisma_steps.models.classes import number_of_class
 
     if params.classes != "all":
-        return [class_number(names, asked, "steer_latents") for asked in params.classes]
+        return [number_of_class(names, asked, "steer_latents") for asked in params.classes]
     if len(names) > MOST_CLASSES:
         raise StepError(
             f"steer_latents: the model has {len(names)} classes, and classes: all keeps up to "
@@ -191,15 +191,15 @@ def _survey(
     splice: Splice,
     tokens: Tokens,
     batches: Iterator[torch.Tensor],
-    names: np.ndarray,
+    names: list[str],
     params: Params,
 ) -> Survey:
-    from prisma_steps.analysis.classes import class_number
     from prisma_steps.analysis.steering import survey
+    from prisma_steps.models.classes import number_of_class
 
     if params.latents != "largest_effect" or params.of_class is None:
         return survey(vit.for_inference(), splice, tokens, batches)
-    return survey(vit, splice, tokens, batches, class_number(names, params.of_class, "steer_latents"))
+    return survey(vit, splice, tokens, batches, number_of_class(names, params.of_class, "steer_latents"))
 
 
 def _latents(known: Survey, params: Params) -> torch.Tensor:
@@ -267,7 +267,7 @@ def _labelled(
     known: Survey,
     sweep: Sweep,
     images: xr.Dataset,
-    names: np.ndarray,
+    names: list[str],
     params: Params,
 ) -> xr.Dataset:
     import xarray as xr

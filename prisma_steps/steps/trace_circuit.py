@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
+from prisma_steps.analysis.circuits.settings import CircuitParams
 from prisma_steps.schema import Circuit, Images, Model, Pairs, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, Job, StepError, step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
 
 
-class Params(StepParams):
+class Params(CircuitParams):
     """How edges are scored, and which circuits are tried."""
 
     method: Literal["exact", "eap", "eap_ig"] = Field(
@@ -35,14 +36,6 @@ class Params(StepParams):
         description="embeddings along the line",
         json_schema_extra={"only_for": {"method": ["eap_ig"]}},
     )
-    metric: Literal["logit_difference", "kl_to_clean"] = Field(
-        "logit_difference",
-        description="what is explained: the logit of the clean class minus that of the corrupted one, or the "
-        "KL divergence to the clean run",
-    )
-    circuit_sizes: list[int] = Field(
-        min_length=1, description="edges of the circuits, before those are left out that lead nowhere"
-    )
     selection: Literal["greedy", "top"] = Field(
         "greedy",
         description="greedy takes the best edge that reaches the logits by edges taken before; top takes the "
@@ -54,14 +47,26 @@ class Params(StepParams):
         description="what edges outside of a circuit carry: what the corrupted image writes, nothing, the "
         "mean over clean images, what the clean image of another pair writes",
     )
-    n_controls: int = Field(3, ge=0, description="random circuits of each size, for comparison")
-    seed: int = Field(0, ge=0, description="seed of random circuits and of resampling")
+    minimality_of: int | None = Field(
+        None,
+        description="the size of a circuit whose edges are cut one at a time, to see what it needs; null "
+        "cuts none",
+        json_schema_extra={"as_before": True},
+    )
     memory_mb: int = Field(
         2048,
         gt=0,
         description="mebibytes for activations and their gradients; weights come on top",
         json_schema_extra={"not_in_key": True},
     )
+
+    @model_validator(mode="after")
+    def _has_such_a_circuit(self) -> Params:
+        if self.minimality_of is not None and self.minimality_of not in self.circuit_sizes:
+            raise ValueError(
+                f"minimality_of is {self.minimality_of}, which is none of circuit_sizes: {self.sizes}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> Params:
@@ -106,7 +111,8 @@ def circuit_of_model(
         edges are left out that no path from embedding to logits takes; how many are kept. ``faithfulness`` of
         each size and ablation, (m(circuit) − m(empty)) / (m(clean) − m(empty)), its mean over the range of
         sizes, and the same of the circuit's complement and of random circuits of as many edges. The metric
-        itself of all of these runs.
+        itself of all of these runs. If asked for, ``minimality`` of the edges of one circuit: how much
+        faithfulness it loses without the edge.
 
     Raises:
         StepError: for a circuit size larger than the graph, a pair of equal images or without two classes,
@@ -138,10 +144,6 @@ def circuit_of_model(
     return label(_labelled(graph, found, chosen, runs, params).assign_attrs(n_pairs=len(tensors)))
 
 
-def _sizes(params: Params) -> list[int]:
-    return sorted(set(params.circuit_sizes))
-
-
 def _choose(graph: Graph, scores: np.ndarray, params: Params) -> np.ndarray:
     """Circuits of each size, bool [n_edges, source, target]."""
     import numpy as np
@@ -149,7 +151,7 @@ def _choose(graph: Graph, scores: np.ndarray, params: Params) -> np.ndarray:
     from prisma_steps.analysis.circuits.selection import SELECTIONS
 
     select = SELECTIONS[params.selection]
-    return np.stack([graph.pruned(select(graph, scores, size)) for size in _sizes(params)])
+    return np.stack([graph.pruned(select(graph, scores, size)) for size in params.sizes])
 
 
 def _controls(graph: Graph, chosen: np.ndarray, params: Params) -> list[np.ndarray]:
@@ -172,15 +174,18 @@ def _run(
     params: Params,
     job: Job,
 ) -> Variables:
-    """Metric and faithfulness of the circuits, of their complements and of random ones."""
+    """Metric and faithfulness of circuits, their complements, random ones, and one without each edge."""
     import numpy as np
     import torch
 
-    from prisma_steps.analysis.circuits.curves import curves
+    from prisma_steps.analysis.circuits.curves import curves, losses
+    from prisma_steps.analysis.circuits.selection import without_each_edge
     from prisma_steps.analysis.circuits.tracing import circuit_metrics
 
+    cut = params.minimality_of
+    smaller = [] if cut is None else without_each_edge(chosen[params.sizes.index(cut)])
     empty = np.zeros_like(graph.edges)
-    circuits = [*chosen, *(graph.edges & ~chosen), *_controls(graph, chosen, params), empty]
+    circuits = [*smaller, *chosen, *(graph.edges & ~chosen), *_controls(graph, chosen, params), empty]
     clean, metrics = circuit_metrics(
         vit,
         tensors,
@@ -191,7 +196,13 @@ def _run(
         batch_size,
         lambda done, total: job.progress(done, total, "circuits"),
     )
-    return curves(clean, metrics, params.ablations, _sizes(params), params.n_controls, "n_edges")
+    of_smaller, others = np.split(metrics, [len(smaller)], axis=1)
+    found = curves(clean, others, params.ablations, params.sizes, params.n_controls, "n_edges")
+    if cut is None:
+        return found
+    place = params.sizes.index(cut)
+    lost = losses(clean, others[:, place], of_smaller, others[:, -1], chosen[place])
+    return {**found, "minimality": (("ablation", "source", "target"), lost)}
 
 
 def _others(n_pairs: int, seed: int) -> torch.Tensor:
@@ -216,7 +227,7 @@ def _labelled(
         "n_edges_kept": (("n_edges",), chosen.sum((1, 2))),
         **runs,
     }
-    coords = {"source": graph.sources, "target": graph.targets, "n_edges": _sizes(params)}
+    coords = {"source": graph.sources, "target": graph.targets, "n_edges": params.sizes}
     coords |= {"ablation": params.ablations, "control": np.arange(params.n_controls)}
     attrs = {"method": params.method, "metric": params.metric, "selection": params.selection}
     return xr.Dataset(variables, coords, {**attrs, "graph_edges": graph.n_edges})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from prisma_steps.analysis.circuits.settings import CircuitParams
 from prisma_steps.schema import Dictionary, Images, LatentCircuit, Model, Pairs, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, gather, step
+from prisma_steps.step import Artifact, Field, Job, StepError, gather, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,24 +24,16 @@ if TYPE_CHECKING:
     from prisma_steps.models.splicing import Splice
 
 
-class Params(StepParams):
+class Params(CircuitParams):
     """How latents are scored, and which circuits are tried."""
 
     ig_steps: int = Field(
         10, gt=0, description="runs between clean and corrupted latents, whose gradients are averaged"
     )
-    metric: Literal["logit_difference", "kl_to_clean"] = Field(
-        "logit_difference",
-        description="what is explained: the logit of the clean class minus that of the corrupted one, or the "
-        "KL divergence to the clean run",
-    )
     n_latents: int = Field(
         16,
         gt=0,
         description="latents of each dictionary, those of the largest effect, between which are edges",
-    )
-    circuit_sizes: list[int] = Field(
-        min_length=1, description="latents and error terms of the circuits, those of the largest effect"
     )
     ablations: list[Literal["corrupted", "zero", "mean"]] = Field(
         ["corrupted"],
@@ -48,8 +41,6 @@ class Params(StepParams):
         description="what is outside of a circuit: as in the corrupted image, nothing, the mean over "
         "clean images",
     )
-    n_controls: int = Field(3, ge=0, description="random circuits of each size, for comparison")
-    seed: int = Field(0, ge=0, description="seed of random circuits")
     memory_mb: int = Field(
         1024,
         gt=0,
@@ -192,14 +183,10 @@ def _coords(placed: Sequence[Placed], chosen: Sequence[torch.Tensor], params: Pa
         "latent": np.arange(placed[0].n_nodes - 1),
         "source": [name for own in names for name in own],
         "target": [*(name for own in names[1:] for name in own), "logits"],
-        "n_nodes": _sizes(params),
+        "n_nodes": params.sizes,
         "ablation": params.ablations,
         "control": np.arange(params.n_controls),
     }
-
-
-def _sizes(params: Params) -> list[int]:
-    return sorted(set(params.circuit_sizes))
 
 
 def _circuits(
@@ -219,7 +206,7 @@ def _circuits(
     from prisma_steps.analysis.circuits.latent_tracing import latent_circuit_metrics
 
     strength = torch.cat([found.abs() for found in effects]).cpu().numpy()
-    chosen = _largest(strength, _sizes(params))
+    chosen = _largest(strength, params.sizes)
     circuits = [*chosen, *~chosen, *_controls(strength, params), np.zeros_like(chosen[0])]
     widths = [one.n_nodes for one in placed]
     clean, metrics = latent_circuit_metrics(
@@ -236,7 +223,7 @@ def _circuits(
     return {
         "latent_in_circuit": (("n_nodes", "dictionary", "latent"), per_dictionary[..., :-1]),
         "error_in_circuit": (("n_nodes", "dictionary"), per_dictionary[..., -1]),
-        **curves(clean, metrics, params.ablations, _sizes(params), params.n_controls, "n_nodes"),
+        **curves(clean, metrics, params.ablations, params.sizes, params.n_controls, "n_nodes"),
     }
 
 
@@ -254,5 +241,5 @@ def _controls(strength: np.ndarray, params: Params) -> list[np.ndarray]:
     drawn = []
     for control in range(params.n_controls):
         order = numpy_generator(params.seed, f"random latents {control}").random(len(strength))
-        drawn += list(_largest(order + (strength > 0), _sizes(params)))
+        drawn += list(_largest(order + (strength > 0), params.sizes))
     return drawn

@@ -47,19 +47,19 @@ def swept(model: HookedViT, source: torch.Tensor, target: torch.Tensor, sweep: S
 
 def cells_of(model: HookedViT, site: str, sweep: Sweep) -> list[tuple[int, ...]]:
     if site in TOKEN_SITES:
-        return [(token,) for token in range(len(sweep.tokens))]
+        return [(token,) for token in range(len(sweep.groups or sweep.tokens))]
     heads = range(model.n_heads)
     if not sweep.each_token:
         return [(head,) for head in heads]
     return [(head, token) for head in heads for token in range(len(sweep.tokens))]
 
 
-def places(site: str, cell: tuple[int, ...], tokens: Sequence[int]) -> tuple[int | slice, ...]:
+def places(site: str, cell: tuple[int, ...], sweep: Sweep) -> tuple[int | slice | Sequence[int], ...]:
     """Where in the value of a site [image, …] a cell is."""
     every = slice(None)
     if site in TOKEN_SITES:
-        return (every, tokens[cell[0]])
-    head, token = cell[0], tokens[cell[1]] if len(cell) > 1 else every
+        return (every, (sweep.groups or sweep.tokens)[cell[0]])
+    head, token = cell[0], sweep.tokens[cell[1]] if len(cell) > 1 else every
     return (every, head, token) if site == "pattern" else (every, token, head)
 
 
@@ -71,7 +71,7 @@ def naive(model: HookedViT, source: torch.Tensor, target: torch.Tensor, sweep: S
         for layer in sweep.layers:
             for pair in range(len(source)):
                 for cell in cells_of(model, site, sweep):
-                    where = places(site, cell, sweep.tokens)
+                    where = places(site, cell, sweep)
 
                     def write(value: torch.Tensor, pair=pair, where=where, new=values[site, layer]):
                         value = value.clone()
@@ -116,6 +116,13 @@ def test_heads_are_hooked_forwards(name: str, each_token: bool) -> None:
 def test_tokens_are_hooked_forwards(name: str) -> None:
     model = frozen(name)
     check(model, sweep_of(model, list(TOKEN_SITES)), CLOSE)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_sets_of_tokens_are_hooked_forwards(name: str) -> None:
+    model = frozen(name)
+    sweep = sweep_of(model, list(TOKEN_SITES))
+    check(model, replace(sweep, groups=[[2], [0, 3], [4, 1, 2], sweep.tokens]), CLOSE)
 
 
 @pytest.mark.parametrize("name", CHOSEN)

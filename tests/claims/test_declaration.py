@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from prisma_steps.claims.declaration import Claim
 from prisma_steps.experiment import Experiment, read_experiment
 from prisma_steps.problems import ExperimentError, Problem
 
+ROOT = Path(__file__).parents[2]
 NODES = """\
 nodes:
   images: {step: load_images, dataset: digits}
@@ -294,3 +296,43 @@ def test_the_text_of_a_problem(tmp_path: Path) -> None:
         "x.yaml:11:5: claims.0.value: quality.l0.max('sed'): quality.l0 has no dim 'sed'\n"
         "    did you mean 'seed'?"
     )
+
+
+ZIPPED = NODES.replace(
+    "activations: acts, architecture: relu}",
+    "activations: acts, architecture: relu,\n"
+    "        layer: {grid: [0, 1], axis: place}, expansion: {grid: [2, 4], axis: place}}",
+)
+POINT = "n_layers=1, attention_only=False, width=0"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"quality.l0.sel({POINT}, layer=1, token_kind='all')",
+        f"quality.l0.sel({POINT}, expansion=2, token_kind='all')",
+        f"quality.l0.sel({POINT}, place=0, token_kind='all')",
+        f"quality.l0.sel({POINT}, place_layer=1, token_kind='all')",
+    ],
+)
+def test_coordinates_of_a_zipped_axis_that_are_named_as_a_dim_some_data_have(
+    value: str, tmp_path: Path
+) -> None:
+    """One of the names is that in the data, which one depends on whether they have the dim ``layer``."""
+    assert len(read(entry(value), tmp_path, ZIPPED).claims) == 1
+
+
+def test_values_of_a_zipped_axis_are_known(tmp_path: Path) -> None:
+    (problem,) = problems(entry("quality.l0.sel(layer=2).max()"), tmp_path, ZIPPED)
+    assert "layer = 2 is not on the axis" in problem.what
+
+
+@pytest.mark.parametrize("file", ["docs/claims.md", "README.md"])
+def test_the_documentation_shows_what_can_be_read(file: str, tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        r"^```yaml\n(claims:\n.*?)^```", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL
+    )
+    claims = read(
+        shown, tmp_path, NODES.replace("n_layers: {grid: [1, 2]}", "n_layers: {grid: [1, 2, 3]}")
+    ).claims
+    assert len(claims) == shown.count("says:")

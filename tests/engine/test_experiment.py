@@ -50,6 +50,24 @@ def test_an_axis_of_one_parameter_has_its_own_name_alone(file: Path) -> None:
     assert sparsity.coords == {"sparsity": (8, 16)}
 
 
+TABLE = """
+  numbers:
+    figure: table
+    data: vit
+    variables: [test_accuracy]
+    number_format: {test_accuracy: .3f}
+    best: {grid: [{test_accuracy: highest}, {}]}
+"""
+
+
+def test_a_parameter_may_be_a_mapping_and_a_grid_of_mappings(file: Path) -> None:
+    file.write_text(TEXT + TABLE)
+    node = read_experiment(file).nodes["numbers"]
+    found = [params.model_dump() for params in node.combinations.values()]
+    assert [params["number_format"] for params in found] == [{"test_accuracy": ".3f"}] * 2
+    assert [params["best"] for params in found] == [{"test_accuracy": "highest"}, {}]
+
+
 def test_found_by_name_and_by_path(file: Path) -> None:
     assert find_experiment("dense") == find_experiment("experiments/dense.yaml") == file
 

@@ -312,6 +312,19 @@ FILES = {
             Told(4, 24, "c.activations", "there is no node 'c2'"),
         ],
     ),
+    "a table of a figure": (
+        f"nodes:\n{SPRITES}{VIT}  plot: {{figure: training_curves, model: vit}}\n"
+        "  again: {figure: table, data: plot, variables: [x]}\n",
+        [
+            Told(
+                5,
+                26,
+                "again.data",
+                "plot is figure (from training_curves), expected any",
+                "nodes of kind any: sprites, vit",
+            )
+        ],
+    ),
     "figure in a slot": (
         f"nodes:\n{SPRITES}{VIT}  plot: {{figure: training_curves, model: vit}}\n"
         "  again: {step: train_vit, images: plot}\n",
@@ -750,14 +763,20 @@ def test_mistakes_that_show_only_in_a_run(
         "  acts: {step: extract_activations, model: vit, images: digits, sites: [resid_post]}\n"
         "  sae: {step: train_sae, activations: acts, expansion: 2, k: 17}\n"
         "  neurons: {step: extract_activations, model: vit, images: digits, sites: [mlp_post]}\n"
+        "  maps: {figure: attention_maps, activations: acts, images: digits}\n"
     )
     done = run(COMMAND, "run", "experiment.yaml", "--cores", "1")
     told = done.stdout + done.stderr
     assert done.returncode == 1, told
     assert "Traceback" not in told, told
-    assert "3 computed, 4 failed" in done.stdout, told
+    assert "3 computed, 5 failed" in done.stdout, told
     messages = dict(re.findall(r"^failed (\w+)\n(.*?)\n  log: ", done.stderr, re.MULTILINE | re.DOTALL))
     assert "cats/cat.png" in messages["broken"]
     assert "it must hold image files or folders of them" in messages["empty"]
     assert re.search(r"\bk\b.*17.*16", messages["sae"])
     assert "no site 'mlp_post'" in messages["neurons"]
+    assert (
+        "its input 'activations' has no pattern, head, query_token, key_token; it has the dims"
+        in (messages["maps"])
+    )
+    assert "(inputs: activations is the node acts, images is the node digits)" in messages["maps"]

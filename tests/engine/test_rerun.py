@@ -174,6 +174,10 @@ def figure_colours(checkout: Checkout) -> None:
     checkout.edit("prisma_steps/figures/tradeoff.py", "capsize=1.5", 'capsize=1.5, ecolor="red"')
 
 
+def house_style(checkout: Checkout) -> None:
+    checkout.edit("prisma_steps/figures/style.py", '"grid.color": "0.9"', '"grid.color": "0.8"')
+
+
 def pixel(checkout: Checkout) -> None:
     with Image.open(checkout.folder / PHOTO) as image:
         changed = np.array(image)
@@ -209,6 +213,7 @@ TABLE = {
         (refactoring, computed("vit") | linked("acts", *SAES, *QUALITIES, "pareto", "curves")),
     ],
     "colours of a figure": [(figure_colours, computed("pareto"))],
+    "the colours of all figures": [(house_style, computed("pareto", "curves"))],
     "a pixel of an image file": [(pixel, computed("unseen", *QUALITIES, "pareto"))],
     "mtime of an image file": [(mtime, {})],
     "an artifact removed": [(artifact_removed, computed("acts"))],

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from prisma_steps.analysis.circuits.graph import Graph
+from prisma_steps.analysis.circuits.selection import greedy
+
 
 @pytest.fixture
 def models() -> xr.Dataset:
@@ -164,4 +167,32 @@ def attention() -> xr.Dataset:
             "query_kind": ["all", "patch"],
             "head_type": ["self", "row", "column", "cls"],
         },
+    )
+
+
+@pytest.fixture
+def circuit() -> xr.Dataset:
+    """Circuits of three sizes of a model of 2 layers of 2 heads, under two ablations, with 4 random ones."""
+    random = np.random.default_rng(8)
+    graph, sizes = Graph(n_layers=2, n_heads=2, n_mlps=1), [2, 6, 12]
+    scores = np.where(graph.edges, random.normal(size=graph.edges.shape), np.nan)
+    chosen = np.stack([graph.pruned(greedy(graph, np.nan_to_num(scores), size)) for size in sizes])
+    curve = ("ablation", "n_edges")
+    return xr.Dataset(
+        {
+            "score": (("source", "target"), scores),
+            "in_circuit": (("n_edges", "source", "target"), chosen),
+            "n_edges_kept": ("n_edges", chosen.sum((1, 2))),
+            "faithfulness": (curve, random.uniform(0, 1, (2, 3))),
+            "faithfulness_complement": (curve, random.uniform(0, 1, (2, 3))),
+            "faithfulness_random": (("ablation", "control", "n_edges"), random.normal(size=(2, 4, 3))),
+        },
+        coords={
+            "source": graph.sources,
+            "target": graph.targets,
+            "n_edges": sizes,
+            "ablation": ["corrupted", "zero"],
+            "control": range(4),
+        },
+        attrs={"method": "eap_ig", "metric": "logit_difference", "n_pairs": 32, "graph_edges": graph.n_edges},
     )

@@ -19,7 +19,8 @@ def test_bars_are_the_largest_means_in_their_order(attribution: xr.Dataset) -> N
     assert [width for _, width in bars] == pytest.approx(largest)
     names = [text.get_text() for text in panel.get_yticklabels()]
     by_name = {
-        str(name).replace("_", " "): float(mean.sel(component=name)) for name in mean["component"].values
+        str(name).replace("_", " ").replace("mlp", "MLP"): float(mean.sel(component=name))
+        for name in mean["component"].values
     }
     assert [by_name[name] for name in names] == pytest.approx(largest)
     low, high = panel.get_ylim()

@@ -15,7 +15,7 @@ def test_panels_are_the_scores_on_one_scale(attention: xr.Dataset, width: str) -
     plot = draw(attention.transpose("head", ...), Params(width=width))
     panels = plot.figure.axes[:4]
     assert [panel.get_title() for panel in panels] == [
-        *("self (0.1)", "row (0.3)", "column (0.2)", "cls (0.1)")
+        *("self (0.1)", "row (0.3)", "column (0.2)", "CLS (0.1)")
     ]
     for panel, name in zip(panels, attention["head_type"].values, strict=True):
         expected = attention["head_score"].sel(head_type=name)

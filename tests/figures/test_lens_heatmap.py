@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from prisma_steps import schema
 from prisma_steps.figures.lens_heatmap import Params, lens_heatmap
 from prisma_steps.step import Job, StepError
 
@@ -30,10 +31,17 @@ def test_tokens_that_are_no_patches_are_named(lens: xr.Dataset) -> None:
     assert [text.get_text() for text in panel.get_xticklabels()] == ["CLS", "6 patches"]
     kinds = ["cls", "register", "register", *["patch"] * 4]
     renamed = draw(lens.assign_coords(token_kind=("token", kinds)), Params()).figure.axes[0]
-    assert [text.get_text() for text in renamed.get_xticklabels()] == ["CLS", "register", "4 patches"]
+    assert [text.get_text() for text in renamed.get_xticklabels()] == ["CLS", "reg.", "4 patches"]
     assert renamed.get_xticks().tolist()[:2] == [0, 1]
 
 
 def test_a_lens_without_the_correct_class(lens: xr.Dataset) -> None:
     with pytest.raises(StepError, match="lens_heatmap: the data has no correct_probability"):
         draw(lens.drop_vars("correct_probability"), Params())
+
+
+def test_clips_have_their_frames_named() -> None:
+    panel = draw(schema.example(schema.Lens, clips=True), Params()).figure.axes[0]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["CLS", "frame 0", "frame 1"]
+    assert panel.get_xticks().tolist() == [0, 3.5, 9.5]
+    assert [line.get_xdata()[0] for line in panel.lines] == [0.5, 6.5]

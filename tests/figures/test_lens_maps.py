@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.lens_maps import N_COLOURS, OTHERS, Params, lens_maps
+from prisma_steps.figures.token_maps import shaded
 from prisma_steps.step import Job, StepError
 
 draw = lens_maps.__wrapped__
@@ -29,7 +30,9 @@ def test_every_patch_has_the_colour_of_its_class(lens: xr.Dataset, images: xr.Da
     for layer, panel in enumerate(panels[1:]):
         classes = lens["top_class"].sel(image="b", layer=layer).isel(place=0).values
         expected = [[colours[names[classes[1 + 3 * row + col]]] for col in range(3)] for row in range(2)]
-        np.testing.assert_allclose(panel.images[0].get_array(), expected)
+        np.testing.assert_allclose(
+            panel.images[0].get_array(), shaded(np.array(expected), panels[0].images[0].get_array())
+        )
         assert panel.get_xlabel() == f"CLS: {names[classes[0]]}"
     pixels = images["pixels"].sel(image="b").values[0]
     np.testing.assert_array_equal(panels[0].images[0].get_array()[..., 2], pixels)
@@ -60,7 +63,8 @@ def test_a_frame_of_a_clip(lens: xr.Dataset, images: xr.Dataset) -> None:
     classes = lens["top_class"].sel(image="a", layer=0).isel(place=0).values[4:]
     colours, names = legend(plot), lens["class_name"].values
     shown = plot.figure.axes[1].images[0].get_array()
-    np.testing.assert_allclose(shown, [[colours[names[number]] for number in classes]])
+    expected = np.array([[colours[names[number]] for number in classes]])
+    np.testing.assert_allclose(shown, shaded(expected, plot.figure.axes[0].images[0].get_array()))
     assert (plot.figure.axes[0].images[0].get_array() == 77).all()
     with pytest.raises(StepError, match="no frame 2: the patch grid has frames 0 to 1"):
         draw(clip, films, Params(frame=2))

@@ -87,6 +87,30 @@ def test_seeds_can_be_the_axis(cells: xr.Dataset) -> None:
     )
 
 
+def test_another_dim_may_be_averaged_and_what_lies_in_no_frame_is_cls() -> None:
+    values = np.random.default_rng(0).normal(size=(9, 2, 3))
+    data = xr.Dataset(
+        {
+            "probability": (
+                ("pair", "layer", "patch_frame"),
+                values,
+                {"long_name": "probability", "units": "1"},
+            )
+        },
+        {"pair": range(9), "layer": [0, 1], "patch_frame": [-1, 0, 1]},
+    )
+    plot = draw(data, Params(variable="probability", along="patch_frame", over="pair"))
+    for layer in (0, 1):
+        aside, line = lines(plot)[2 * layer : 2 * layer + 2]
+        assert [*aside, *line] == list(zip([-1, 0, 1], values[:, layer].mean(0), strict=True))
+        assert len(aside) == 1
+        errors = np.concatenate(bars(plot)[2 * layer : 2 * layer + 2])
+        np.testing.assert_allclose(errors, values[:, layer].std(0, ddof=1) / 3, rtol=1e-12)
+    assert plot.figure.axes[0].get_xlabel() == "Frame"
+    assert [tick.get_text() for tick in plot.figure.axes[0].get_xticklabels()] == ["CLS", "0", "1"]
+    assert plot.caption.endswith("Mean of 9 pairs, bars ± 1 standard error.")
+
+
 def test_points_that_are_missing_leave_the_others(cells: xr.Dataset) -> None:
     one = cells.isel(attention_only=0, seed=0)
     one["test_accuracy"][0] = np.nan

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from prisma_steps import schema
 from prisma_steps.figures.patch_grid import on_grid, others
 from prisma_steps.figures.patching_heatmap import Params, patching_heatmap
 from prisma_steps.step import Job, StepError
@@ -117,6 +118,56 @@ def test_pairs_without_anything_to_restore_are_left_out(patching: xr.Dataset) ->
         draw(patching.assign({name: patching[name] * np.nan}), Params())
 
 
-def test_heads_and_tokens_at_once_are_refused(patching: xr.Dataset) -> None:
-    with pytest.raises(StepError, match="by layer, head and token"):
-        draw(patching.expand_dims(head=2), Params())
+def test_heads_and_tokens_at_once() -> None:
+    sweep = schema.example(schema.Patching, cells=("head", "token"))
+    mean = sweep["normalised_kl"].mean("pair")
+    panels = [axes for axes in draw(sweep, Params(metric="kl")).figure.axes if axes.get_title()]
+    places = [(layer, head) for layer in range(2) for head in range(2)]
+    assert [panel.get_title() for panel in panels] == [f"Layer {la}, head {h}" for la, h in places]
+    assert {panel.get_subplotspec().get_geometry()[:2] for panel in panels} == {(2, 2)}  # heads in a row
+    for panel, (layer, head) in zip(panels, places, strict=True):
+        expected = mean.sel(layer=layer, head=head)
+        np.testing.assert_allclose(panel.images[0].get_array(), expected[1:].values.reshape(2, 3))
+        np.testing.assert_allclose(panel.images[1].get_array(), [[expected[0]]])
+    tables = [
+        axes for axes in draw(sweep, Params(metric="kl", view="tokens")).figure.axes if axes.get_title()
+    ]
+    assert [table.get_title() for table in tables] == ["Head 0", "Head 1"]
+    for head, table in enumerate(tables):
+        np.testing.assert_allclose(table.images[0].get_array(), mean.sel(head=head))
+    (chosen,) = (
+        axes
+        for axes in draw(sweep, Params(metric="kl", layers=[1], heads=[1])).figure.axes
+        if axes.get_title()
+    )
+    np.testing.assert_allclose(chosen.images[0].get_array().ravel(), mean.sel(layer=1, head=1)[1:])
+    with pytest.raises(StepError, match="no layer 2; the data has 0, 1"):
+        draw(sweep, Params(layers=[2]))
+
+
+def test_layers_by_tokens(patching: xr.Dataset) -> None:
+    plot = draw(patching, Params(view="tokens"))
+    table, bar = plot.figure.axes
+    np.testing.assert_allclose(
+        table.images[0].get_array(), patching["normalised_logit_difference"].mean("pair")
+    )
+    assert [text.get_text() for text in table.get_xticklabels()] == ["CLS", "6 patches"]
+    assert [text.get_text() for text in table.get_yticklabels()] == ["0", "1", "2"]
+    assert bar.get_xlabel().startswith("Normalised logit difference, n = 5 pairs")
+    error = patching["normalised_logit_difference"].std("pair", ddof=1).max().item() / 5**0.5
+    assert f"standard error at most {error:.2g}" in plot.caption
+
+
+def test_frames_patched_as_wholes(patching: xr.Dataset) -> None:
+    """Layers × frames, the tokens that lie in no frame as frame −1."""
+    values = np.random.default_rng(4).uniform(-0.2, 1, (5, 3, 4))
+    frames = xr.Dataset(
+        {"normalised_kl": (("pair", "layer", "patch_frame"), values)},
+        {"pair": range(5), "layer": [0, 1, 2], "patch_frame": [-1, 0, 1, 2]},
+        {**patching.attrs, "together": "frame"},
+    )
+    plot = draw(frames, Params(metric="kl"))
+    np.testing.assert_allclose(plot.figure.axes[0].images[0].get_array(), values.mean(0))
+    assert [text.get_text() for text in plot.figure.axes[0].get_xticklabels()] == ["CLS", "0", "1", "2"]
+    assert plot.figure.axes[0].get_xlabel() == "Frame"
+    assert "at all tokens of one frame," in plot.caption

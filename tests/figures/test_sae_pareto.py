@@ -86,3 +86,14 @@ def test_bad_data(one_layer: xr.Dataset) -> None:
         draw(one_layer, Params(along="width"))
     with pytest.raises(StepError, match="L0 of some dictionaries is 0 or missing"):
         draw(one_layer.assign(l0=one_layer["l0"] * [0, 1, 1]), Params())
+
+
+def test_each_measure_has_a_row(one_layer: xr.Dataset) -> None:
+    plot = draw(one_layer, Params(y=["fvu", "ce_recovered"]))
+    assert [axes.get_ylabel() for axes in plot.figure.axes] == ["FVU", "CE recovered (%)"]
+    mean = one_layer.sel(token_kind="all", architecture="relu").mean("seed").sortby("l0")
+    for panel, measure in zip(plot.figure.axes, ("fvu", "ce_recovered"), strict=True):
+        np.testing.assert_allclose(panel.containers[0].lines[0].get_ydata(orig=False), mean[measure])
+    assert plot.caption.startswith("FVU and CE recovered (%) against L0")
+    with pytest.raises(ValueError, match="each once"):
+        Params(y=["fvu", "fvu"])

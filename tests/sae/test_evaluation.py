@@ -118,6 +118,27 @@ def test_cross_entropies_are_those_of_runs_spliced_by_hand(vit, pixels, classes,
     assert abs(reconstruction - found["ce"]) > 1e-4
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("site", ["resid_pre", "ln1_out", "attn_out", "resid_mid", "mlp_out", "resid_post"])
+def test_runs_that_start_at_the_site_are_those_of_whole_runs(vit, pixels, classes, site, layer):
+    sae = dictionary()
+    found = scalars(evaluate(vit, sae, pixels, classes, site=(site, layer)))
+    whole = spliced_ce(vit, pixels, classes, lambda x: sae(x)[1], (site, layer))
+    # float32 logits, summed in batches of other sizes.
+    assert found["ce_reconstruction"] == pytest.approx(whole, abs=1e-6)
+    assert abs(whole - found["ce"]) > 1e-4
+
+
+def test_blocks_in_front_of_the_site_run_once(vit, pixels, classes):
+    calls = []
+    handle = vit.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    try:
+        evaluate(vit, dictionary(), pixels, classes, site=("mlp_out", 1), batch_size=len(pixels))
+    finally:
+        handle.remove()
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("tokens", ["all", "cls", "patch"])
 def test_ce_with_the_error_term_added_back_is_ce(vit, pixels, classes, tokens):
     found = scalars(evaluate(vit, dictionary(), pixels, classes, tokens))
@@ -281,6 +302,9 @@ def test_temperature_is_taken_off_for_a_second_cross_entropy(vit, pixels, classe
 
         def run_with_hooks(self, *given):
             return head(type("Returned", (), {"image_embeds": vit.run_with_hooks(*given)}))
+
+        def forward_from(self, *given):
+            return head(type("Returned", (), {"image_embeds": vit.forward_from(*given)}))
 
     model = ZeroShot()
     place = at(SITE)

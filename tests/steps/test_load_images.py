@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 from pydantic import ValidationError
 
@@ -199,6 +200,10 @@ def test_keys_made_before_there_were_clips_stay(given, in_key):
         ({"dataset": "image_folder", "on_broken": "skip"}, {"size": 224, "on_broken": "skip"}),
         ({"dataset": "video_folder"}, {"size": 224, "n_frames": 8, "frame_stride": 1}),
         ({"dataset": "moving_sprites"}, {"n_frames": 8, "speeds": [1], "motion": "moving"}),
+        (
+            {"dataset": "moving_sprites", "classes": "start"},
+            {"n_frames": 8, "speeds": [1], "motion": "moving", "classes": "start"},
+        ),
     ],
 )
 def test_parameters_that_have_an_effect_are_in_the_key(given, in_key):
@@ -216,6 +221,18 @@ def test_clips_of_a_folder_are_the_frames_in_the_middle(clips):
     found = dict(zip(images["image"].values, images["pixels"].values[:, :, 0, 0, 0].tolist(), strict=True))
     assert found == {f"class{n % 2}/{n}": [10 * n + 1, 10 * n + 3] for n in range(6)}
     assert images["frame"].values.tolist() == [0, 1]
+
+
+def test_moving_sprites_may_be_classed_by_where_they_start():
+    params = {"dataset": "moving_sprites", "n_images": 60, "n_frames": 4}
+    by_direction, by_start = load(**params), load(**params, classes="start")
+    named = by_start["class_name"].values[by_start["label"]]
+    down = np.where(by_start["position_y"] * 31 < 16, "top", "bottom")
+    right = np.where(by_start["position_x"] * 31 < 16, "left", "right")
+    assert named.tolist() == [f"{a} {b}" for a, b in zip(down, right, strict=True)]
+    assert len(set(named)) == 4
+    clips = [some.drop_vars(["label", "class", "class_name"]) for some in (by_direction, by_start)]
+    xr.testing.assert_identical(*clips)
 
 
 def test_moving_sprites_are_drawn_as_their_ids_say():

@@ -162,20 +162,61 @@ def test_bfloat16_says_so(model: Artifact, images: xr.Dataset, pairs: xr.Dataset
     assert not found["logit_difference"].equals(exact["logit_difference"])
 
 
-def test_a_clip_keeps_its_frames(tmp_path: Path) -> None:
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[Artifact, xr.Dataset]:
+    """A model of clips of two tubelets in time, and clips for it."""
     config = ToyViTConfig(
-        n_layers=1, d_model=8, n_heads=1, d_mlp=8, patch_size=4, image_size=8, n_channels=1, n_classes=3,
+        n_layers=2, d_model=8, n_heads=1, d_mlp=8, patch_size=4, image_size=8, n_channels=1, n_classes=3,
         n_frames=4, tubelet_size=2,
     )  # fmt: skip
-    model = model_in(tmp_path, config)
     still = eighteen_images()
     clips = xr.concat([still["pixels"], 255 - still["pixels"]] * 2, "frame").to_dataset()
     clips = clips.transpose("image", "frame", ...).assign_coords(still.coords)
-    pairs = paired(model, clips, pairing="masked_patches", patches=0.5)
-    found = patched(model, clips, pairs, site="resid_post")
+    return model_in(tmp_path / "of_clips", config), clips
+
+
+def test_a_clip_keeps_its_frames(clips: tuple[Artifact, xr.Dataset]) -> None:
+    pairs = paired(*clips, pairing="masked_patches", patches=0.5)
+    found = patched(*clips, pairs, site="resid_post")
     assert found["patch_frame"].values.tolist() == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
     by_frame = found["logit_difference"].groupby("patch_frame").mean()
     assert by_frame.sizes["patch_frame"] == 3
+
+
+@pytest.mark.parametrize(
+    ("together", "sets"),
+    [
+        ("frame", {-1: [0], 0: [1, 2, 3, 4], 1: [5, 6, 7, 8]}),
+        ("frames_so_far", {-1: [0], 0: [0, 1, 2, 3, 4], 1: [0, 1, 2, 3, 4, 5, 6, 7, 8]}),
+    ],
+)
+def test_frames_are_patched_whole(
+    clips: tuple[Artifact, xr.Dataset], together: str, sets: dict[int, list[int]]
+) -> None:
+    pairs = paired(*clips)
+    found = patched(*clips, pairs, together=together, site=["resid_pre", "mlp_out"])
+    assert found["kl"].dims == ("pair", "site", "layer", "patch_frame") and "token" not in found.coords
+    assert found["patch_frame"].values.tolist() == list(sets) and found.attrs["together"] == together
+    vit = load_model(clips[0])
+    clean, corrupted = prepared_sides(clips[1], pairs, slice(None), vit.preprocess)
+    wanted = [CLASS_NAMES.index(name) for name in pairs["clean_class"].values]
+    for frame, tokens in sets.items():
+        for site in ("resid_pre", "mlp_out"):
+            put = vit.read(clean, [site])[site, 1]
+
+            def patch(value: torch.Tensor, put: torch.Tensor = put, tokens=tokens) -> torch.Tensor:
+                value = value.clone()
+                value[:, tokens] = put[:, tokens]
+                return value
+
+            expected = vit.run_with_hooks(corrupted, {(site, 1): patch}).softmax(-1)[range(4), wanted]
+            cells = found["probability"].sel(layer=1, patch_frame=frame, site=site)
+            np.testing.assert_allclose(cells, expected, **CLOSE)
+
+
+def test_frames_are_of_clips(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
+    with pytest.raises(StepError, match="together: frame is for clips, and the model takes still images"):
+        patched(model, images, pairs, together="frame")
 
 
 def test_nothing_to_restore_is_nan(model: Artifact, images: xr.Dataset, pairs: xr.Dataset) -> None:
@@ -230,11 +271,18 @@ def test_a_site_that_the_model_lacks(tmp_path: Path, images: xr.Dataset) -> None
         ({"site": "z", "tokens": [0]}, "chosen with each_token: true"),
         ({"layers": []}, "at least one"),
         ({"tokens": [-1]}, "numbers from 0"),
+        ({"together": "frame", "tokens": [1]}, "frame patches all tokens of sites of the stream"),
+        ({"together": "frames_so_far", "site": "z"}, "patches all tokens of sites of the stream"),
     ],
 )
 def test_parameters_that_make_no_sense(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Params(**params)
+
+
+def test_keys_made_before_frames_were_patched_stay() -> None:
+    assert "together" not in parameters_in_key(Params())
+    assert parameters_in_key(Params(together="frame"))["together"] == "frame"
 
 
 def test_sites_are_those_of_the_kernels() -> None:

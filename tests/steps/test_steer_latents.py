@@ -204,8 +204,8 @@ def test_lists_hold_each_once(given: dict[str, Any]) -> None:
     ("params", "message"),
     [
         ({"latents": [2, 30]}, "steer_latents: no latent 30: the dictionary has latents 0 to 29"),
-        ({"classes": ["hart"]}, "no class 'hart'. Did you mean 'heart'.* named square, ellipse, heart"),
-        ({"classes": [3]}, "no class 3. Its classes are numbered 0 to 2"),
+        ({"classes": ["hart"]}, "no class 'hart'. Did you mean 'heart'.* classes are square, ellipse, heart"),
+        ({"classes": [3]}, "no class 3: the model has classes 0 to 2"),
         ({"latents": "largest_effect"}, "largest_effect needs of_class"),
         ({"latents": "largest_effect", "of_class": "disc"}, "no class 'disc'"),
         ({"n_images": 6}, "n_images is 6, but there are only 5 images"),
@@ -249,5 +249,5 @@ def test_a_model_without_a_head(images: xr.Dataset, tmp_path: Path) -> None:
         num_channels=1,
     )
     bare = saved(ViTModel(config, add_pooling_layer=False), tmp_path)
-    with pytest.raises(StepError, match="steer_latents: the model has no head"):
+    with pytest.raises(StepError, match="steer_latents: the model has no classes"):
         steer(bare, images)

@@ -115,6 +115,32 @@ def test_ablations_are_what_they_are_called(planted: Artifact, images: xr.Datase
     ) == pytest.approx(other[1], abs=1e-4)
 
 
+def test_the_planted_circuit_needs_each_of_its_edges(
+    planted: Artifact, images: xr.Dataset, pairs: xr.Dataset
+) -> None:
+    params = Params(circuit_sizes=[3], ablations=["corrupted", "zero"], minimality_of=3)
+    found = trace_circuit(planted, images, pairs, params, Job())
+    for ablation in ("corrupted", "zero"):
+        edges = found["minimality"].sel(ablation=ablation).stack(edge=("source", "target")).dropna("edge")
+        assert set(edges["edge"].values.tolist()) == CIRCUIT
+        faithful = found["faithfulness"].sel(ablation=ablation, n_edges=3)  # 1 of corrupted, less of zero
+        np.testing.assert_allclose(edges, faithful, atol=1e-4)
+
+
+def test_minimality_is_what_a_circuit_without_the_edge_lacks(
+    random_vit: Artifact, images: xr.Dataset, pairs: xr.Dataset
+) -> None:
+    """Cut from the whole graph, an edge leaves a run in which it alone is patched: its exact score."""
+    params = Params(method="exact", circuit_sizes=[8, 46], ablations=["corrupted"], minimality_of=46)
+    found = trace_circuit(random_vit, images, pairs, params, Job())
+    lost = found["minimality"].sel(ablation="corrupted")
+    reach = float(found["clean_metric"] - found["empty_metric"][0])
+    # Float32: metrics of about 1 are off by 1e-6 of it.
+    np.testing.assert_allclose(lost, -found["score"] / reach, atol=1e-5 / abs(reach))
+    with pytest.raises(ValidationError, match=r"is 9, which is none of circuit_sizes: \[8, 46\]"):
+        Params(circuit_sizes=[46, 8], minimality_of=9)
+
+
 def test_controls_are_as_large_as_circuits_and_follow_the_seed(
     random_vit: Artifact, images: xr.Dataset, pairs: xr.Dataset
 ) -> None:

@@ -125,3 +125,65 @@ rule rank_images:
         store=str(PLAN.store.root),
     script:
         "../scripts/run_job.py"
+
+
+rule follow_latents:
+    input:
+        missing_inputs,
+    output:
+        done("follow_latents"),
+    log:
+        f"{RUN}/follow_latents/{{key}}.log",
+    benchmark:
+        f"{RUN}/follow_latents/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+# Reads two decoders, and holds a few hundred megabytes of their cosines.
+rule compare_dictionaries:
+    input:
+        missing_inputs,
+    output:
+        done("compare_dictionaries"),
+    log:
+        f"{RUN}/compare_dictionaries/{{key}}.log",
+    benchmark:
+        f"{RUN}/compare_dictionaries/{{key}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"
+
+
+rule compare_splicing:
+    input:
+        missing_inputs,
+    output:
+        done("compare_splicing"),
+    log:
+        f"{RUN}/compare_splicing/{{key}}.log",
+    benchmark:
+        f"{RUN}/compare_splicing/{{key}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
+    params:
+        job=job_spec,
+        store=str(PLAN.store.root),
+    script:
+        "../scripts/run_job.py"

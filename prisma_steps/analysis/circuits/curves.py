@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from prisma_steps.step import StepError
 
@@ -75,3 +75,28 @@ def area(curve: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     if len(sizes) == 1:
         return curve[..., 0]
     return np.trapezoid(curve, sizes, axis=-1) / (sizes[-1] - sizes[0])
+
+
+def losses(
+    clean: float,
+    whole: Float[np.ndarray, " ablation"],
+    smaller: Float[np.ndarray, "ablation edge"],
+    empty: Float[np.ndarray, " ablation"],
+    circuit: Bool[np.ndarray, "source target"],
+) -> Float[np.ndarray, "ablation source target"]:
+    """The faithfulness that a circuit loses without one of its edges; NaN where it has none.
+
+    Wang et al. 2022 (arXiv 2211.00593, section 4) ask it of nodes, and of what is left after some other nodes
+    are gone too: here none are. An edge that loses nothing is not needed.
+
+    Args:
+        clean: the metric of the clean run.
+        whole: of the circuit.
+        smaller: of the circuit without each of its edges, row by row.
+        empty: of the run with all edges ablated.
+        circuit: its edges.
+    """
+    lost = np.full((len(whole), *circuit.shape), np.nan)
+    with_all = faithfulness(whole, clean, empty)
+    lost[:, circuit] = with_all[:, None] - faithfulness(smaller, clean, empty[:, None])
+    return lost

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.analysis.circuits.graph import INPUTS, Graph
-from prisma_steps.analysis.circuits.metrics import Metric
 from prisma_steps.analysis.circuits.split import graph_of, mlp_reads, projected, writes_of
+from prisma_steps.analysis.metrics import Metric
 
 if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.analysis.circuits.graph import INPUTS, Graph
-from prisma_steps.analysis.circuits.metrics import Metric
 from prisma_steps.analysis.circuits.split import attention_norm, graph_of, mlp_reads, writes_of
+from prisma_steps.analysis.metrics import Metric
 from prisma_steps.models.sites import SiteKey, Tap
 
 if TYPE_CHECKING:

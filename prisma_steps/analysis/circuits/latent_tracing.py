@@ -116,7 +116,7 @@ def latent_circuit_metrics(
         pairs: what is explained.
         circuits: for each, what is kept of every dictionary, as ``latents.run_latents`` takes it.
         ablations: what the rest is.
-        metric: see ``metrics``.
+        metric: see ``analysis.metrics``.
         batch_size: pairs that go through the model together.
         progress: is told after each batch.
     """

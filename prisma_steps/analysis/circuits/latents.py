@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prisma_steps.analysis.circuits.metrics import Metric
+from prisma_steps.analysis.metrics import Metric
 from prisma_steps.models.sites import ORDER, SiteError, SiteKey, Tap, check_keys
 from prisma_steps.models.splicing import Splice
 from prisma_steps.sae.tokens import chosen_tokens

@@ -73,3 +73,11 @@ def random_circuit(graph: Graph, order: np.ndarray, size: int) -> np.ndarray:
         size: number of edges.
     """
     return greedy(graph, order, size)
+
+
+def without_each_edge(circuit: np.ndarray) -> list[np.ndarray]:
+    """A circuit [source, target] without one of its edges, for each of them, row by row."""
+    smaller = [circuit.copy() for _ in range(circuit.sum())]
+    for one, edge in zip(smaller, np.argwhere(circuit), strict=True):
+        one[tuple(edge)] = False
+    return smaller

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from prisma_steps.analysis.circuits.exact import exact_scores
 from prisma_steps.analysis.circuits.gradients import edge_attribution
-from prisma_steps.analysis.circuits.metrics import Metric, kl_to, logit_difference
 from prisma_steps.analysis.circuits.running import Ablation, run_circuit
 from prisma_steps.analysis.circuits.split import graph_of, writes_of
+from prisma_steps.analysis.metrics import Metric, kl_to, logit_difference
 from prisma_steps.data.pairs import check_pairs, classes_of, prepared_sides
 from prisma_steps.step import StepError
 
@@ -135,7 +135,7 @@ def score_edges(
         model: the model, whose parameters need no gradients.
         pairs: what is explained.
         method: see ``exact.exact_scores`` and ``gradients.edge_attribution``.
-        metric: see ``metrics``.
+        metric: see ``analysis.metrics``.
         n_steps: embeddings along the path, of ``eap_ig``.
         batch_size: pairs, or of ``exact`` patched runs too, that go through the model together.
         progress: is told after each batch.
@@ -170,7 +170,7 @@ def circuit_metrics(
         pairs: what is explained.
         circuits: edges that are kept.
         ablations: what the other edges carry.
-        metric: see ``metrics``.
+        metric: see ``analysis.metrics``.
         others: for every pair the one whose clean image is taken by ``resample``.
         batch_size: pairs that go through the model together.
         progress: is told after each batch.

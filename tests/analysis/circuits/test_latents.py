@@ -13,7 +13,7 @@ from prisma_steps.analysis.circuits.latents import (
     run_latents,
     states_of,
 )
-from prisma_steps.analysis.circuits.metrics import logit_difference
+from prisma_steps.analysis.metrics import logit_difference
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.splicing import Splice
 from prisma_steps.sae.autoencoder import Shape

@@ -6,10 +6,10 @@ import torch
 from prisma_steps.analysis.circuits.exact import exact_scores
 from prisma_steps.analysis.circuits.gradients import edge_attribution
 from prisma_steps.analysis.circuits.graph import Graph
-from prisma_steps.analysis.circuits.metrics import logit_difference
 from prisma_steps.analysis.circuits.running import run_circuit
 from prisma_steps.analysis.circuits.selection import greedy, top
 from prisma_steps.analysis.circuits.split import graph_of, writes_of
+from prisma_steps.analysis.metrics import logit_difference
 from prisma_steps.models.hooked import HookedViT
 from tests.analysis.circuits.planted import CIRCUIT, planted_pixels, planted_vit
 

@@ -7,8 +7,8 @@ import torch
 from prisma_steps.analysis.circuits.exact import exact_scores
 from prisma_steps.analysis.circuits.gradients import edge_attribution
 from prisma_steps.analysis.circuits.graph import Graph
-from prisma_steps.analysis.circuits.metrics import kl_to, logit_difference
 from prisma_steps.analysis.circuits.split import graph_of, writes_of
+from prisma_steps.analysis.metrics import kl_to, logit_difference
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.step import StepError

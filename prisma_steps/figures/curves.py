@@ -1,0 +1,49 @@
+"""Curves of a training run: what figures of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prisma_steps.figures.style import STANDARD_ERROR
+from prisma_steps.step import StepError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+    from prisma_steps.figures.encoding import Encoding
+
+
+def check_curves(curves: xr.Dataset, asked: Sequence[str], of: str) -> None:
+    """Refuse what does not run along ``step``.
+
+    Raises:
+        StepError: in the name of the figure ``of``.
+    """
+    flat = [name for name in asked if "step" not in curves[name].dims]
+    if flat:
+        raise StepError(f"{of}: {', '.join(flat)} has no dim 'step': it is one number, not a curve")
+
+
+def draw_curve(
+    panels: Sequence[Axes], encoding: Encoding, points: pd.DataFrame, curve: str, along: str
+) -> None:
+    """A line for every point of the grid, each in its panel, with a band of ± one standard error.
+
+    Args:
+        panels: as many as the encoding has.
+        encoding: how the grid is shown.
+        points: one row for every point of the grid and every step.
+        curve: column that is drawn; where it is missing the line goes on to the next value.
+        along: column of the abscissa.
+    """
+    for line in encoding.lines(points):
+        measured = line.points.dropna(subset=[curve]).sort_values("step")
+        look = {**line.look, "marker": "none"}
+        panel = panels[line.panel]
+        panel.plot(measured[along], measured[curve], **look)
+        if curve + STANDARD_ERROR in measured:
+            low, high = (measured[curve] + sign * measured[curve + STANDARD_ERROR] for sign in (-1, 1))
+            panel.fill_between(measured[along], low, high, color=look["color"], alpha=0.2, linewidth=0)
