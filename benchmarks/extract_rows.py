@@ -101,9 +101,10 @@ def extraction(
     import xarray as xr
 
     from prisma_steps.datasets import write_blocks
+    from prisma_steps.job import Job
     from prisma_steps.models.loading import model_files
     from prisma_steps.models.preprocessing import plain_preprocessing, preprocessing_files
-    from prisma_steps.step import Artifact, Job
+    from prisma_steps.step import Artifact
     from prisma_steps.steps.extract_activations import Params, extract_activations
 
     folder = Path(tempfile.mkdtemp())

@@ -64,13 +64,13 @@ def ours_grid(architecture: str, dtype: ComputeDtype, n_latents: int) -> Row:
 
 
 def _members(architecture: str, dtype: ComputeDtype, n_latents: int, count: int, all_latents: bool) -> Row:
+    from prisma_steps.job import Job
     from prisma_steps.memory import reused_memory
     from prisma_steps.sae import fused
     from prisma_steps.sae.architectures import architecture as named
     from prisma_steps.sae.autoencoder import Shape
     from prisma_steps.sae.buffers import Buffers
     from prisma_steps.sae.training import Recipe, Trainer
-    from prisma_steps.step import Job
 
     if all_latents:
         fused._SPARSE = dict.fromkeys(fused._SPARSE, -1.0)

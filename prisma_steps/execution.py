@@ -13,7 +13,8 @@ import xarray as xr
 from prisma_steps import datasets, fingerprint, schema
 from prisma_steps.axes import Axis
 from prisma_steps.data import outside_pixels
-from prisma_steps.step import Artifact, Blocks, Job, Member, Output, Step, StepError
+from prisma_steps.job import Job, Member
+from prisma_steps.step import Artifact, Blocks, Output, Step, StepError
 from prisma_steps.store import DATA, Store, Stored
 
 #: Pixels of files that a dask task reads at once.

@@ -23,7 +23,7 @@ ENGINE = 2
 _SETTLED_NS = 2 * 10**9
 
 #: Modules that steps import and that compute nothing: they declare and name. A change in them reruns nothing.
-VOCABULARY = frozenset({"prisma_steps", "prisma_steps.step", "prisma_steps.schema"})
+VOCABULARY = frozenset({"prisma_steps", "prisma_steps.step", "prisma_steps.job", "prisma_steps.schema"})
 
 Definitions = dict[str, dict[str, str]]
 

@@ -9,7 +9,8 @@ import xarray as xr
 
 from prisma_steps import schema
 from prisma_steps.figures.style import Plot, house_style
-from prisma_steps.step import Artifact, Job, Output, Step, StepParams
+from prisma_steps.job import Job
+from prisma_steps.step import Artifact, Output, Step, StepParams
 
 
 class Case(NamedTuple):

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Integer, UInt8, UInt64
 
 from prisma_steps.data.listing import walk
 from prisma_steps.data.source import ImageSource
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 #: Files checked between two reports of progress.
 _BATCH = 256

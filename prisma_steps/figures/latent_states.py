@@ -118,8 +118,8 @@ def _draw(panel: Axes, shares: xr.Dataset, along: str) -> None:
     # Of the part in the middle nothing is drawn: what it ends at is where the others begin.
     for border in ("dead_percent", "dense_from"):
         if border + STANDARD_ERROR in shares:
-            error, style = shares[border + STANDARD_ERROR].values, {"elinewidth": 0.8, "capsize": 1.5}
-            panel.errorbar(places, shares[border].values, error, linestyle="none", color="0.1", **style)
+            bars = {"yerr": shares[border + STANDARD_ERROR].values, "elinewidth": 0.8, "capsize": 1.5}
+            panel.errorbar(places, shares[border].values, linestyle="none", color="0.1", **bars)
     panel.set_xticks(places, texts)
     panel.set_xlabel(title)
     panel.grid(axis="x", visible=False)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from prisma_steps.job import Job
 from prisma_steps.models.heads import ZeroShotHead
 from prisma_steps.models.loading import open_whole
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 
 #: How texts are padded: SigLIP was trained on full-length texts, its padding is read like words.
 _PADDING = {"CLIPModel": True, "SiglipModel": "max_length"}

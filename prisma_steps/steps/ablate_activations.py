@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import SITE_DIMS, SITES_WITHOUT_LAYER, Ablation, Images, Model, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, SiteName, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.parts import first_images, images_of_part
 from prisma_steps.schema import Attribution, Images, Model, label
-from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, step
+from prisma_steps.step import Artifact, Blocks, Field, InParts, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Dictionary, Images, Model, Splicing, label
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

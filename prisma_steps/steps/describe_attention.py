@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.parts import first_images
 from prisma_steps.schema import Attention, Images, Model, label
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

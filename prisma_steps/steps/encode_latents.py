@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Activations, Codes, Dictionary, label
-from prisma_steps.step import Blocks, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Blocks, Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Dictionary, Images, Model, Quality, label
-from prisma_steps.step import Artifact, Field, Job, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

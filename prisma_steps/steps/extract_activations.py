@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.parts import images_of_part
 from prisma_steps.schema import SITE_DIMS, Activations, Images, Model, label
-from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, SiteName, StepError, step
+from prisma_steps.step import Artifact, Blocks, Field, InParts, SiteName, StepError, step
 
 if TYPE_CHECKING:
     import numpy as np

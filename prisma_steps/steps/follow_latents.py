@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Codes, Images, TimeCourses, label
-from prisma_steps.step import Field, Job, StepError, StepParams, step
+from prisma_steps.step import Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Images, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Blocks, Field, Job, OutsideFolder, StepError, StepParams, step
+from prisma_steps.step import Blocks, Field, OutsideFolder, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Model, label
-from prisma_steps.step import Field, HubRevision, Job, Output, OutsideFolder, StepError, StepParams, step
+from prisma_steps.step import Field, HubRevision, Output, OutsideFolder, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Dictionary, label
-from prisma_steps.step import Field, HubRevision, Job, OutsideFolder, SiteName, StepError, StepParams, step
+from prisma_steps.step import Field, HubRevision, OutsideFolder, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prisma_steps.job import Job
 from prisma_steps.parts import first_images, images_of_part
 from prisma_steps.schema import Images, Lens, Model, label
-from prisma_steps.step import Artifact, Blocks, Field, InParts, Job, StepError, step
+from prisma_steps.step import Artifact, Blocks, Field, InParts, StepError, step
 
 if TYPE_CHECKING:
     import xarray as xr

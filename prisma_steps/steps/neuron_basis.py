@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Activations, Dictionary, label
-from prisma_steps.step import Field, Job, SiteName, StepParams, step
+from prisma_steps.step import Field, SiteName, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import IMAGE_DIMS, Images, Model, Pairs, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, OutsideFolder, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, OutsideFolder, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

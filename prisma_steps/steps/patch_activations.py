@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.precision import ComputeDtype
 from prisma_steps.schema import Images, Model, Pairs, Patching, label
-from prisma_steps.step import Artifact, Field, Job, SiteName, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Codes as CodesKind
 from prisma_steps.schema import Ranking, label
-from prisma_steps.step import Field, Job, StepError, StepParams, step
+from prisma_steps.step import Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Model, label
-from prisma_steps.step import Artifact, Field, Job, Output, StepError, StepParams, step
+from prisma_steps.step import Artifact, Field, Output, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from prisma_steps.analysis.circuits.settings import CircuitParams
+from prisma_steps.job import Job
 from prisma_steps.schema import Circuit, Images, Model, Pairs, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, StepError, step
+from prisma_steps.step import Artifact, Field, StepError, step
 
 if TYPE_CHECKING:
     import numpy as np

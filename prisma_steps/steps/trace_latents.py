@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from prisma_steps.analysis.circuits.settings import CircuitParams
+from prisma_steps.job import Job
 from prisma_steps.schema import Dictionary, Images, LatentCircuit, Model, Pairs, label
 from prisma_steps.seeding import numpy_generator
-from prisma_steps.step import Artifact, Field, Job, StepError, gather, step
+from prisma_steps.step import Artifact, Field, StepError, gather, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from prisma_steps.job import Job, Member
 from prisma_steps.schema import Activations, Dictionary, label
-from prisma_steps.step import Field, Job, Member, SiteName, StepError, StepParams, step
+from prisma_steps.step import Field, SiteName, StepError, StepParams, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Images, Model, label
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Field, Job, Output, StepError, StepParams, step
+from prisma_steps.step import Field, Output, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

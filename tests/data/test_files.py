@@ -9,7 +9,7 @@ from PIL import Image
 from prisma_steps.data import files as module
 from prisma_steps.data.files import BrokenFile, Files, check, pixel_hash
 from prisma_steps.data.image_folder import ImageFile
-from prisma_steps.step import Job
+from prisma_steps.job import Job
 
 
 @pytest.fixture

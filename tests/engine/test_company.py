@@ -15,9 +15,10 @@ import pytest
 import xarray as xr
 
 from prisma_steps import company, node
+from prisma_steps.job import Job
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.schema import Images
-from prisma_steps.step import Field, Job, StepParams, all_steps, step
+from prisma_steps.step import Field, StepParams, all_steps, step
 from prisma_steps.steps import train_vit
 from prisma_steps.store import Store
 from tests.engine.fault_session import Going, Study, leaving_nobody, wait_for

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from prisma_steps import datasets
-from prisma_steps.step import Checkpoint
+from prisma_steps.job import Checkpoint
 from prisma_steps.store import no_space
 from tests.engine.fault_session import (
     Disturbance,

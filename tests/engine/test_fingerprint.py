@@ -264,6 +264,7 @@ def test_a_step_reaches_its_kernels_and_no_other_step_nor_figure() -> None:
     assert not {
         "prisma_steps.schema",
         "prisma_steps.step",
+        "prisma_steps.job",
         "prisma_steps.runner",
         "prisma_steps.store",
     } & set(reached)

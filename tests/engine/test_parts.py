@@ -16,10 +16,11 @@ import prisma_steps
 from prisma_steps import datasets, node, runner
 from prisma_steps.execution import open_input
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.job import Job
 from prisma_steps.parts import images_of_part, part_slice
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.schema import Activations, Images, Model, Quality
-from prisma_steps.step import InParts, Job, Slot, StepError, all_steps, gather, step
+from prisma_steps.step import InParts, Slot, StepError, all_steps, gather, step
 from prisma_steps.steps.extract_activations import Params
 from prisma_steps.store import DATA, Store
 from prisma_steps.store_commands import _wholes

@@ -8,7 +8,8 @@ from prisma_steps.figures.ablation_bars import Params as BarParams
 from prisma_steps.figures.ablation_bars import ablation_bars
 from prisma_steps.figures.ablation_heatmap import Params as MapParams
 from prisma_steps.figures.ablation_heatmap import ablation_heatmap
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw_bars, draw_heads = ablation_bars.__wrapped__, ablation_heatmap.__wrapped__
 LAYERS = schema.example(schema.Ablation)

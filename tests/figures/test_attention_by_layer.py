@@ -4,7 +4,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.attention_by_layer import Params, attention_by_layer
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = attention_by_layer.__wrapped__
 

@@ -9,7 +9,8 @@ from matplotlib.patches import Patch, Rectangle
 from prisma_steps import schema
 from prisma_steps.figures.attention_maps import Params, attention_maps
 from prisma_steps.figures.token_maps import SHADE, shaded
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = attention_maps.__wrapped__
 

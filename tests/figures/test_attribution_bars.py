@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.attribution_bars import Params, attribution_bars
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = attribution_bars.__wrapped__
 

@@ -6,7 +6,8 @@ import xarray as xr
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
 from prisma_steps.figures.circuit_graph import INPUTS, NODE, Params, circuit_graph
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = circuit_graph.__wrapped__
 

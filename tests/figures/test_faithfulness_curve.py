@@ -8,7 +8,8 @@ from matplotlib.colors import to_rgba
 from prisma_steps.figures.faithfulness_curve import Params, faithfulness_curve
 from prisma_steps.figures.latent_faithfulness_curve import Params as LatentParams
 from prisma_steps.figures.latent_faithfulness_curve import latent_faithfulness_curve
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = faithfulness_curve.__wrapped__
 LEVELS = 2  # dotted lines at 0 and 1, drawn last

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.latents_vs_neurons import NEURONS, Params, latents_vs_neurons
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = latents_vs_neurons.__wrapped__
 

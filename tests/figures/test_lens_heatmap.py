@@ -6,7 +6,8 @@ import xarray as xr
 
 from prisma_steps import schema
 from prisma_steps.figures.lens_heatmap import Params, lens_heatmap
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = lens_heatmap.__wrapped__
 

@@ -6,7 +6,8 @@ import xarray as xr
 
 from prisma_steps.figures.lens_maps import N_COLOURS, OTHERS, Params, lens_maps
 from prisma_steps.figures.token_maps import shaded
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = lens_maps.__wrapped__
 

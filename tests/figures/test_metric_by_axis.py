@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.metric_by_axis import Params, metric_by_axis
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = metric_by_axis.__wrapped__
 BY_LAYERS = Params(variable="test_accuracy", along="n_layers")

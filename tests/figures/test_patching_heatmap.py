@@ -7,7 +7,8 @@ import xarray as xr
 from prisma_steps import schema
 from prisma_steps.figures.patch_grid import on_grid, others
 from prisma_steps.figures.patching_heatmap import Params, patching_heatmap
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = patching_heatmap.__wrapped__
 

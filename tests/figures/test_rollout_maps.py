@@ -7,7 +7,8 @@ import pytest
 from prisma_steps import schema
 from prisma_steps.figures.rollout_maps import Params, rollout_maps
 from prisma_steps.figures.token_maps import shaded
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = rollout_maps.__wrapped__
 ATTENTION, IMAGES = schema.example(schema.Attention), schema.example(schema.Images)

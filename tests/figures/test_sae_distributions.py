@@ -12,7 +12,8 @@ from prisma_steps.figures.latent_states import Params as StateParams
 from prisma_steps.figures.latent_states import latent_states
 from prisma_steps.figures.sae_training_curves import Params as TrainingParams
 from prisma_steps.figures.sae_training_curves import sae_training_curves
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from prisma_steps.figures.splicing import Params as SplicingParams
 from prisma_steps.figures.splicing import splicing
 from prisma_steps.figures.top_images import Params as TopParams
 from prisma_steps.figures.top_images import top_images
+from prisma_steps.job import Job
 from prisma_steps.schema import label
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 
 from .conftest import tokens
 

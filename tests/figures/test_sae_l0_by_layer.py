@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.sae_l0_by_layer import Params, sae_l0_by_layer
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = sae_l0_by_layer.__wrapped__
 

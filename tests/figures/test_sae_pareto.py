@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.sae_pareto import Params, sae_pareto
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = sae_pareto.__wrapped__
 

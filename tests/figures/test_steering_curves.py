@@ -5,8 +5,9 @@ import pytest
 import xarray as xr
 
 from prisma_steps.figures.steering_curves import Params, steering_curves
+from prisma_steps.job import Job
 from prisma_steps.schema import label
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 
 draw = steering_curves.__wrapped__
 

@@ -26,8 +26,9 @@ from prisma_steps.figures.style import (
     require,
     subplots,
 )
+from prisma_steps.job import Job
 from prisma_steps.schema import Quality
-from prisma_steps.step import Job, Output, StepError, gather, load_step
+from prisma_steps.step import Output, StepError, gather, load_step
 
 FIGURES = [
     name
@@ -39,7 +40,7 @@ FILES = ["figure.pdf", "figure.png", "numbers.csv"]
 DRAW = """
 import sys
 import pandas as pd
-import prisma_steps.step as step
+from prisma_steps.job import Job
 from prisma_steps.figures.style import FigureParams, Plot, figure, subplots
 from prisma_steps.schema import Quality
 
@@ -50,7 +51,7 @@ def line(quality, params: FigureParams) -> Plot:
     drawing.legend()
     return Plot(drawing, pd.DataFrame({"x": [1, 2]}), "")
 
-found = line(None, FigureParams(), step.Job())
+found = line(None, FigureParams(), Job())
 for name, write in found.files.items():
     write(__import__("pathlib").Path(sys.argv[1]) / name)
 """

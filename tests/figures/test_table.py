@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from prisma_steps.figures.latex import escape
 from prisma_steps.figures.style import house_style
 from prisma_steps.figures.table import Params, table
+from prisma_steps.job import Job
 from prisma_steps.schema import MEANINGS
-from prisma_steps.step import Job, Output, StepError
+from prisma_steps.step import Output, StepError
 
 draw = table.__wrapped__
 

@@ -6,7 +6,8 @@ import xarray as xr
 
 from prisma_steps.figures.style import house_style
 from prisma_steps.figures.training_curves import Params, training_curves
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 
 draw = training_curves.__wrapped__
 

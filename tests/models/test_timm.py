@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers.utils import is_torchvision_available
 
+from prisma_steps.job import Job
 from prisma_steps.models.hooked import HookedViT
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 from prisma_steps.steps.load_model import Params, load_model
 from tests.models.families import make, pixels_for
 

@@ -12,9 +12,10 @@ import xarray as xr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model as load_artifact
 from prisma_steps.models.zero_shot import zero_shot_head
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.load_model import Params, load_model
 
 CLASSES = ["cat", "dog", "a newt"]

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from transformers import ViTConfig, ViTModel
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.ablate_activations import Params, _others, ablate_activations, effects_of_ablations
 from tests.artifacts import saved, scaled
 from tests.models.families import make
@@ -214,7 +215,7 @@ def test_a_killed_job_goes_on_and_leaves_the_same(
         if done == 6:
             raise Killed
 
-    monkeypatch.setattr("prisma_steps.step.Checkpoint.due", lambda _: True)
+    monkeypatch.setattr("prisma_steps.job.Checkpoint.due", lambda _: True)
     with pytest.raises(Killed):
         ablate_activations(model, images, images, params, Job(tmp_path, report=killing))
     told: list[int] = []

@@ -6,8 +6,9 @@ import torch
 import xarray as xr
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.sae.autoencoder import Shape
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 from prisma_steps.steps.compare_dictionaries import Params, compare_dictionaries
 from tests.sae.dictionaries import labelled
 from tests.sae.published import dictionary

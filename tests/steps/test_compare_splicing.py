@@ -8,13 +8,14 @@ import torch
 import xarray as xr
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.sae.neurons import neuron_basis
 from prisma_steps.sae.placed import as_splice
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.compare_splicing import Params, compare_splicing
 from tests.artifacts import saved, scaled
 from tests.sae.dictionaries import labelled

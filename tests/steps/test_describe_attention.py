@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from prisma_steps import schema
 from prisma_steps.analysis.attention import Description, grid_of, rollout
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps import describe_attention as module
 from prisma_steps.steps.describe_attention import Params, describe_attention
 from tests.artifacts import saved, scaled

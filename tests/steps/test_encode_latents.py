@@ -8,11 +8,12 @@ import torch
 import xarray as xr
 
 from prisma_steps import datasets
+from prisma_steps.job import Job
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.sae.codes import dense_latents
 from prisma_steps.sae.labelled import load_dictionary
 from prisma_steps.schema import Codes, check
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 from prisma_steps.steps import encode_latents as module
 from prisma_steps.steps.encode_latents import Params, encode_latents
 from tests.sae.dictionaries import labelled, untrained

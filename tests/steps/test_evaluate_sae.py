@@ -8,12 +8,13 @@ import torch
 import xarray as xr
 from transformers import ViTConfig, ViTModel
 
+from prisma_steps.job import Job
 from prisma_steps.models.heads import ZeroShotHead, head_files
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.schema import Quality, check
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.step import Artifact, Output, StepError
 from prisma_steps.steps.evaluate_sae import Params, evaluate_sae
 from prisma_steps.steps.train_probe import Params as ProbeParams
 from prisma_steps.steps.train_probe import train_probe

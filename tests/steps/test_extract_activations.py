@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from prisma_steps import datasets, schema
 from prisma_steps.axes import Axis
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps import extract_activations as module
 from prisma_steps.steps.extract_activations import Params, extract_activations
 from prisma_steps.steps.load_images import Params as ImagesParams

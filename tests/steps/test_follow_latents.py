@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from prisma_steps import schema
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 from prisma_steps.steps import follow_latents as module
 from prisma_steps.steps.follow_latents import Params, follow_latents
 from tests.steps.test_rank_images import sparse

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from prisma_steps import schema
 from prisma_steps.data import digits, dsprites, moving_sprites
 from prisma_steps.fingerprint import parameters_in_key
-from prisma_steps.step import Job, StepError
+from prisma_steps.job import Job
+from prisma_steps.step import StepError
 from prisma_steps.steps import load_images as module
 from prisma_steps.steps.load_images import Params, load_images
 

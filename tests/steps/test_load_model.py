@@ -17,6 +17,7 @@ from PIL import Image
 
 import prisma_steps
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models import hub
 from prisma_steps.models.heads import ZeroShotHead
 from prisma_steps.models.hooked import HookedViT
@@ -25,7 +26,7 @@ from prisma_steps.plan import JobPlan, plan_experiment
 from prisma_steps.problems import ExperimentError
 from prisma_steps.progress import StatusFile
 from prisma_steps.runner import run_jobs
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.step import Artifact, Output, StepError
 from prisma_steps.steps.load_model import Params, load_model
 from prisma_steps.store import Store
 from tests.models.families import MAKERS, make, pixels_for

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models import hub
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
@@ -24,7 +25,7 @@ from prisma_steps.sae.formats.folders import write_folder
 from prisma_steps.sae.formats.published import Published
 from prisma_steps.sae.labelled import load_dictionary
 from prisma_steps.sae.placed import as_splice
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 from prisma_steps.steps.evaluate_sae import Params as EvaluationParams
 from prisma_steps.steps.evaluate_sae import evaluate_sae
 from prisma_steps.steps.load_sae import Params, load_sae

@@ -6,10 +6,11 @@ import torch
 import xarray as xr
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models.heads import ZeroShotHead, head_files
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.step import Artifact, Output, StepError
 from prisma_steps.steps import logit_lens as module
 from prisma_steps.steps.logit_lens import Params, logit_lens
 from tests.artifacts import left, saved, scaled

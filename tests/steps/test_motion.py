@@ -17,7 +17,8 @@ import xarray as xr
 
 from prisma_steps.data import dsprites
 from prisma_steps.data.moving_sprites import DIRECTIONS, source
-from prisma_steps.step import Artifact, Job
+from prisma_steps.job import Job
+from prisma_steps.step import Artifact
 from prisma_steps.steps.load_images import Params as ImageParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.pair_images import Params as PairParams

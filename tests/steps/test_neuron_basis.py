@@ -7,11 +7,12 @@ import pytest
 import torch
 import xarray as xr
 
+from prisma_steps.job import Job
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.codes import dense_latents
 from prisma_steps.sae.labelled import load_dictionary
 from prisma_steps.schema import Dictionary, check
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.encode_latents import Params as EncodeParams
 from prisma_steps.steps.encode_latents import encode_latents
 from prisma_steps.steps.evaluate_sae import Params as EvaluateParams

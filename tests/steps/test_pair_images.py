@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from prisma_steps import schema
 from prisma_steps.data import dsprites
 from prisma_steps.data.pairs import check_pairs, raw_sides
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model, model_files
 from prisma_steps.models.toy_vit import ToyViTConfig
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.pair_images import Params, pair_images
 from tests.artifacts import scaled
 from tests.steps.pairing import CLASS_NAMES, eighteen_images, model_in

@@ -13,10 +13,11 @@ from prisma_steps import schema
 from prisma_steps.analysis import patching
 from prisma_steps.data.pairs import prepared_sides
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.job import Job
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViTConfig
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps import patch_activations as step
 from prisma_steps.steps.pair_images import Params as PairParams
 from prisma_steps.steps.pair_images import pair_images

@@ -13,10 +13,11 @@ import xarray as xr
 from pydantic import ValidationError
 
 from prisma_steps import datasets
+from prisma_steps.job import Job
 from prisma_steps.sae import ranking as kernels
 from prisma_steps.sae.ranking import groups
 from prisma_steps.schema import Codes, Ranking, check
-from prisma_steps.step import Job, StepError
+from prisma_steps.step import StepError
 from prisma_steps.steps.rank_images import Params, rank_images
 
 N_IMAGES, N_TOKENS, N_LATENTS = 40, 5, 12

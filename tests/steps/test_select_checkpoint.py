@@ -8,8 +8,9 @@ import xarray as xr
 from torch.nn import functional as F
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.select_checkpoint import Params, select_checkpoint

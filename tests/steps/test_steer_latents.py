@@ -12,13 +12,14 @@ from transformers import ViTConfig, ViTModel
 
 from prisma_steps import schema
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.splicing import SpliceError
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.sae.placed import as_splice
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.steer_latents import Params, effects_of_steering, steer_latents
 from tests.artifacts import saved, scaled
 from tests.sae.dictionaries import labelled

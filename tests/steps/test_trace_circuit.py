@@ -9,9 +9,10 @@ import xarray as xr
 from pydantic import ValidationError
 
 from prisma_steps import schema
+from prisma_steps.job import Job
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.trace_circuit import Params, trace_circuit
 from tests.analysis.circuits.planted import CIRCUIT, planted_pixels, planted_vit
 from tests.artifacts import saved

@@ -13,13 +13,14 @@ from prisma_steps.analysis.circuits.latents import placed_in_order
 from prisma_steps.analysis.circuits.tracing import pair_tensors
 from prisma_steps.axes import Axis
 from prisma_steps.datasets import combine
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.splicing import Splice
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
 from prisma_steps.sae.autoencoder import Shape
 from prisma_steps.sae.labelled import dictionary_dataset
 from prisma_steps.seeding import torch_generator
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.trace_latents import Params, circuit_of_latents, trace_latents
 from tests.artifacts import saved
 from tests.sae.published import dictionary

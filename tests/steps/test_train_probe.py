@@ -15,10 +15,11 @@ from transformers import ViTConfig, ViTModel
 
 from prisma_steps import schema
 from prisma_steps.data.splits import split
+from prisma_steps.job import Job
 from prisma_steps.models import probe as kernel
 from prisma_steps.models.hooked import HookedViT
 from prisma_steps.models.loading import load_model
-from prisma_steps.step import Artifact, Job, StepError
+from prisma_steps.step import Artifact, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.train_probe import Params, train_probe

@@ -8,12 +8,13 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 
+from prisma_steps.job import Job, Member
 from prisma_steps.sae.architectures import architecture
 from prisma_steps.sae.autoencoder import registered
 from prisma_steps.sae.labelled import load_dictionary
 from prisma_steps.sae.training import TrainingDiverged
 from prisma_steps.schema import MEANINGS, Dictionary, check
-from prisma_steps.step import Job, Member, StepError, load_step, may_differ
+from prisma_steps.step import StepError, load_step, may_differ
 from prisma_steps.steps.train_sae import Params, train_sae, train_together
 
 N_IMAGES, N_TOKENS, D_MODEL = 60, 5, 8

@@ -15,8 +15,9 @@ from prisma_steps.datasets import combine
 from prisma_steps.figures.training_curves import Params as CurvesParams
 from prisma_steps.figures.training_curves import training_curves
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
-from prisma_steps.step import Artifact, Job, Output, StepError
+from prisma_steps.step import Artifact, Output, StepError
 from prisma_steps.steps.load_images import Params as ImagesParams
 from prisma_steps.steps.load_images import load_images
 from prisma_steps.steps.train_vit import Params, _split, train_vit

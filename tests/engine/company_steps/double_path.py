@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prisma_steps.job import Job
 from prisma_steps.schema import Kind
-from prisma_steps.step import Job, StepParams, step
+from prisma_steps.step import StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from prisma_steps.job import Job, Member
 from prisma_steps.schema import Images, Kind
-from prisma_steps.step import Field, Job, Member, StepError, StepParams, step
+from prisma_steps.step import Field, StepError, StepParams, step
 
 if TYPE_CHECKING:
     import xarray as xr
