@@ -1,4 +1,4 @@
-"""Curves of a training run: what figures of them share."""
+"""Curves: what figures of them share."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def draw_curve(
         if curve + STANDARD_ERROR in measured:
             low, high = (measured[curve] + sign * measured[curve + STANDARD_ERROR] for sign in (-1, 1))
             panel.fill_between(measured[along], low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def mark_level(row: Sequence[Axes], level: float, word: str) -> None:
+    """Mark a value with a dotted line in every panel of a row, and name it beside the last."""
+    for panel in row:
+        panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    row[-1].annotate(word, (1, level), (2, 0), **where, ha="left", va="center", color="0.4")

@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from prisma_steps.figures.average import average, frame
+from prisma_steps.figures.curves import mark_level
 from prisma_steps.figures.encoding import Encoding, GridParams, Line, encode, names
 from prisma_steps.figures.style import STANDARD_ERROR, Plot, axis_label, figure, require, subplots
 from prisma_steps.schema import Anything
@@ -54,7 +55,7 @@ def metric_by_axis(data: xr.Dataset, params: Params) -> Plot:
     drawing, axes = _draw(data, params, encoding, points)
     _ticks(axes[0], shown, params.along)
     if params.level is not None:
-        _mark(axes[0], params.level, params.level_name)
+        mark_level(axes[0], params.level, params.level_name)
     encoding.legend(drawing)
     return Plot(drawing, points, _caption(data, params))
 
@@ -120,13 +121,6 @@ def _title(data: xr.Dataset, along: str) -> str:
     title = title.replace("n ", "number of ", 1) if title.startswith("n ") else title
     title = "frame" if along == "patch_frame" else title
     return title[:1].upper() + title[1:]
-
-
-def _mark(panels: np.ndarray, level: float, word: str) -> None:
-    for panel in panels:
-        panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
-    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    panels[-1].annotate(word, (1, level), (2, 0), **where, ha="left", va="center", color="0.4")
 
 
 def _caption(data: xr.Dataset, params: Params) -> str:

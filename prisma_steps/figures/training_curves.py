@@ -6,7 +6,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.curves import check_curves, draw_curve
+from prisma_steps.figures.curves import check_curves, draw_curve, mark_level
 from prisma_steps.figures.encoding import GridParams, encode
 from prisma_steps.figures.style import Plot, axis_label, figure, require, subplots
 from prisma_steps.schema import Model
@@ -14,7 +14,6 @@ from prisma_steps.step import Field, gather
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
 
 #: Height of one panel, in inches.
 HEIGHT = 1.75
@@ -52,7 +51,8 @@ def training_curves(model: xr.Dataset, params: Params) -> Plot:
     for row, curve in zip(axes, params.curves, strict=True):
         draw_curve(row, encoding, points, curve, along="epoch")
         row[0].set_ylabel(axis_label(model, curve))
-        _mark_chance(row, curve, model.sizes["class"])
+        n_classes = model.sizes["class"]
+        mark_level(row, 1 / n_classes if "accuracy" in curve else log(n_classes), "chance")
     for panel, title in zip(axes[0], panels, strict=True):
         panel.set_title(title)
     for panel in axes[-1]:
@@ -60,23 +60,6 @@ def training_curves(model: xr.Dataset, params: Params) -> Plot:
         panel.xaxis.get_major_locator().set_params(integer=True)
     encoding.legend(drawing, markers=False)
     return Plot(drawing, points, _caption(model, params))
-
-
-def _mark_chance(row: list[Axes], curve: str, n_classes: int) -> None:
-    # Accuracies lie above chance and losses below: the word goes to the other side of the line.
-    level, side = (1 / n_classes, "bottom") if "accuracy" in curve else (log(n_classes), "top")
-    for panel in row:
-        panel.axhline(level, color="0.5", linestyle=":", linewidth=0.8, zorder=1)
-    row[-1].annotate(
-        "chance",
-        (1, level),
-        (-2, 2 if side == "bottom" else -2),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        va=side,
-        color="0.4",
-    )
 
 
 def _caption(model: xr.Dataset, params: Params) -> str:
