@@ -248,7 +248,8 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     Returns:
         A Dataset with every axis as a leading dimension. Where a dimension of the parts differs between
         points (the layers of deeper and shallower models), it is their union and the rest is missing: NaN, or
-        an empty text. Places in a model (the layers of dictionaries) that are attributes become coordinates.
+        an empty text. One without a coordinate (latents of narrower and wider dictionaries) is counted from 0
+        then. Places in a model (the layers of dictionaries) that are attributes become coordinates.
     """
     if axes and (dim := axes[-1].joined) is not None:
         *axes, last = axes
@@ -261,7 +262,7 @@ def combine(parts: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     coords = _grid_coords(axes, dims)
     taken = {*coords, *(name for axis in axes for name in axis.coords)}
     parts = [part.drop_vars([name for name in part.coords if name in taken]) for part in parts]
-    parts = _told_apart(parts, taken)
+    parts = _numbered(_told_apart(parts, taken))
     missing = _missing(parts)
     for axis in reversed(axes):
         size = len(axis)
@@ -291,6 +292,21 @@ def _check_axes(axes: Sequence[Axis], dims: set[str]) -> None:
                 f"the axis {axis.name!r} of the grid is also a dimension of its data: name it otherwise "
                 f"where it is made (axis: {axis.name}_value)"
             )
+
+
+def _numbered(parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts with numbers along dims without coordinates that are longer in some parts than in others."""
+    sizes = {
+        str(dim): {part.sizes[dim] for part in parts if dim in part.dims}
+        for part in parts
+        for dim in part.dims
+    }
+    labelled = {str(name) for part in parts for name in part.coords}
+    uneven = [dim for dim, found in sizes.items() if len(found) > 1 and dim not in labelled]
+    return [
+        part.assign_coords({dim: np.arange(part.sizes[dim]) for dim in uneven if dim in part.dims})
+        for part in parts
+    ]
 
 
 def _missing(parts: Sequence[xr.Dataset]) -> dict[Any, Any]:

@@ -440,6 +440,16 @@ def test_layers_that_a_shallower_model_lacks_are_missing() -> None:
     np.testing.assert_array_equal(cube["x"], [[1, np.nan, np.nan], [1, 1, 1]])
 
 
+def test_latents_that_a_narrower_dictionary_lacks_are_missing() -> None:
+    """They have no coordinate of their own, and are told by their number."""
+    parts = [xr.Dataset({"firing_frequency": ("latent", np.full(width, 0.5))}) for width in (2, 4)]
+    combined = combine(parts, [Axis("expansion", {"expansion": (1, 2)})])
+    assert combined["latent"].values.tolist() == [0, 1, 2, 3]
+    assert combined["firing_frequency"].sel(expansion=2).values.tolist() == [0.5] * 4
+    found = combined["firing_frequency"].sel(expansion=1).values
+    assert found[:2].tolist() == [0.5, 0.5] and np.isnan(found[2:]).all()
+
+
 def test_texts_of_labels_that_a_part_lacks_are_empty(tmp_path: Path) -> None:
     for n in (1, 3):
         coords = {"component": [f"mlp_{i}" for i in range(n)], "kind": ("component", ["mlp"] * n)}
