@@ -128,6 +128,7 @@ def _finish(panel: Axes, sizes: np.ndarray) -> None:
     else:  # a circuit of which nothing leads to the logits
         panel.set_xscale("symlog", linthresh=1, linscale=0.3)
         panel.set_xticks([0, *(10**power for power in range(len(str(int(sizes.max())))))])
+        panel.set_xlim(left=-0.3)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
