@@ -32,12 +32,18 @@ class Checkpoint:
     saving; but never more seldom than every ``every`` seconds (times the members of a company).
     """
 
-    def __init__(self, file: Path, every: float = 15.0) -> None:
-        """Keep the state in ``file``; at most about ``every`` seconds of work are lost by a kill."""
+    def __init__(self, file: Path, every: float = 15.0, since: float | None = None) -> None:
+        """Keep the state in ``file``; at most about ``every`` seconds of work are lost by a kill.
+
+        Args:
+            file: where; its folder is made when it is needed.
+            every: seconds.
+            since: when the work began, by the monotonic clock; now if None.
+        """
         self._file = file
         self._every = every
         self._cost = 0.0
-        self._saved = time.monotonic()
+        self._saved = time.monotonic() if since is None else since
 
     def load(self) -> dict[str, Any] | None:
         """The last state saved, or None when the job starts afresh."""
@@ -93,6 +99,7 @@ class Job:
         """Work in ``scratch`` (if None in a temporary folder) with ``threads`` threads."""
         self._scratch = scratch
         self._checkpoint_every = checkpoint_every
+        self._began = time.monotonic()
         self.threads = threads
         self.report = report
 
@@ -109,7 +116,7 @@ class Job:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """What the job has done so far, for the next attempt at it."""
-        return Checkpoint(self.scratch / "checkpoint.pt", self._checkpoint_every)
+        return Checkpoint(self.scratch / "checkpoint.pt", self._checkpoint_every, self._began)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell how far the job is; ``note`` is shown beside the bar (a loss, say)."""

@@ -37,7 +37,9 @@ def require_classes(model: Structure, of: str, otherwise: str = "") -> None:
         )
 
 
-def labels_of(model: Structure, images: xr.Dataset, of: str, otherwise: str) -> Int[Tensor, " image"]:
+def labels_of(
+    model: Structure, images: xr.Dataset, of: str, otherwise: str, same_names: bool = True
+) -> Int[Tensor, " image"]:
     """The class of every image, as a number of the model's logits.
 
     Args:
@@ -45,6 +47,7 @@ def labels_of(model: Structure, images: xr.Dataset, of: str, otherwise: str) -> 
         images: with the coordinate ``label``.
         of: the step that asks.
         otherwise: what its user can do where the images have other classes than the model.
+        same_names: whether classes of other names are other classes.
 
     Raises:
         StepError: when images have no classes, or others than the model.
@@ -53,7 +56,7 @@ def labels_of(model: Structure, images: xr.Dataset, of: str, otherwise: str) -> 
     named = images["class_name"].values.tolist() if "class_name" in images.variables else None
     known = None if model.class_names is None else list(model.class_names)
     count = max(images.sizes.get("class", 0), int(found.max()) + 1)
-    if count > model.n_classes or (named is not None and known is not None and named != known):
+    if count > model.n_classes or (same_names and None not in (named, known) and named != known):
         raise StepError(
             f"{of}: the images are of {count} classes ({_shown(named)}), the model tells {model.n_classes} "
             f"apart ({_shown(known)}): give images of the model's classes, or {otherwise}"

@@ -79,7 +79,9 @@ def _check_classes(vit: HookedViT, images: xr.Dataset) -> None:
 
     without = "set cross_entropy: false, for all metrics that need none"
     require_classes(vit, "evaluate_sae", without)
-    labels_of(vit, images, "evaluate_sae", f"train a probe for these (train_probe), or {without}")
+    otherwise = f"train a probe for these (train_probe), or {without}"
+    # By number: folders of ImageNet bear ids of WordNet, and a zero-shot head the names that it is made of.
+    labels_of(vit, images, "evaluate_sae", otherwise, same_names=False)
 
 
 def _prepare(sae: xr.Dataset, vit: HookedViT, device: str) -> Evaluation:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from prisma_steps import datasets
 from prisma_steps.cli import app
+from prisma_steps.command_line import console
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.publish import publish
 from prisma_steps.store import DATA, Store
@@ -83,7 +84,8 @@ def listed(*words: str, code: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("made")
-def test_the_table() -> None:
+def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 160)
     lines = [re.split(r"\s{2,}", line.strip()) for line in call("claims", "x").stdout.splitlines()]
     expected = "within 0.02 of 0.996"
     assert lines == [

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from conftest import Checkout
 
 HERE = Path(__file__).parent
+#: What a mistake that shows only in a run ends with: the nodes of its inputs.
+INPUTS = "(inputs: images is the node images)"
 
 # --- who is computed together
 
@@ -296,10 +298,10 @@ def test_one_fails_and_the_others_are_kept(study: Study, alone: dict[float, str]
         "path 0.75": "computed",
         **dict.fromkeys(["double 0.25", "double 0", "double 0.75"]),
     }
-    assert going.answer()["failures"] == {"path[rate=0]": "rate is 0: it would follow nothing"}
+    assert going.answer()["failures"] == {"path[rate=0]": f"rate is 0: it would follow nothing {INPUTS}"}
     assert digests(study) == of(alone, 0.25, 0.75)
     (log,) = logs(study)
-    assert "path[rate=0]: rate is 0: it would follow nothing\n" in log
+    assert f"path[rate=0]: rate is 0: it would follow nothing {INPUTS}\n" in log
     assert "Traceback" not in log
     again = run(study, code=1)
     assert again["path 0"] == "failed"
@@ -315,7 +317,7 @@ def test_a_mistake_that_concerns_all_is_told_of_all(study: Study) -> None:
     going = study.start()
     assert going.process.wait(300) == 1
     titles = ["path[rate=0.25]", "path[rate=2.0]"]
-    assert going.answer()["failures"] == dict.fromkeys(titles, "a rate above 1 overshoots")
+    assert going.answer()["failures"] == dict.fromkeys(titles, f"a rate above 1 overshoots {INPUTS}")
     assert manifests(study) == {}
 
 

@@ -165,8 +165,9 @@ def sae_helper(checkout: Checkout) -> None:
 
 
 def refactoring(checkout: Checkout) -> None:
-    before = "return settings.learning_rate * (1 + cos(pi * done)) / 2"
-    after = "    cosine = cos(pi * done)\n    return settings.learning_rate * (1 + cosine) / 2"
+    before = "return settings.learning_rate * (1 + cos(pi * after / max(total - settings.warmup, 1))) / 2"
+    cosine = before.removeprefix("return settings.learning_rate * (1 + ").removesuffix(") / 2")
+    after = f"    cosine = {cosine}\n    return settings.learning_rate * (1 + cosine) / 2"
     checkout.edit("prisma_steps/models/training.py", f"    {before}", after)
 
 

@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_model_at_that_moment(trained, digits, training
     model = load_model(made)
     assert model.class_names == tuple("0123456789")
     assert output.data.attrs == trained.data.attrs
-    _, test = _split(digits, SETTINGS)
+    test = _split(digits, SETTINGS)[1]
     logits = model(test.pixels.float() / 255)
     accuracy = (logits.argmax(-1) == test.labels).double().mean().item()
     assert output.data["test_accuracy"].item() == accuracy
