@@ -64,10 +64,7 @@ def execute(step: Step, tasks: Sequence[Task], store: Store, threads: int) -> It
         for slot, filled in tasks[0].spec["inputs"].items()
     }
     members = [_member(step, task, threads) for task in tasks]
-    try:
-        results = iter(_results(step, slots, members))
-    except StepError as error:
-        raise _told_of_nodes(error, tasks[0].spec["inputs"]) if step.is_figure else error from None
+    results = iter(_results(step, slots, members))
     for task in tasks:
         try:
             result = next(results)
@@ -76,12 +73,6 @@ def execute(step: Step, tasks: Sequence[Task], store: Store, threads: int) -> It
                 f"{step.name} left fewer results than the {len(tasks)} points it was given"
             ) from None
         yield result if isinstance(result, StepError) else _written(result, step, task, members)
-
-
-def _told_of_nodes(error: StepError, inputs: Mapping[str, Any]) -> StepError:
-    """What a figure lacks its nodes lack, which the experiment names and the figure does not know."""
-    nodes = ", ".join(f"{slot} is the node {filled['node']}" for slot, filled in inputs.items())
-    return StepError(f"{error} ({nodes})")
 
 
 def _member(step: Step, task: Task, threads: int) -> Member[Any]:

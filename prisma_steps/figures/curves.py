@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prisma_steps.figures.style import STANDARD_ERROR
 from prisma_steps.step import StepError
@@ -44,9 +44,22 @@ def draw_curve(
         look = {**line.look, "marker": "none"}
         panel = panels[line.panel]
         panel.plot(measured[along], measured[curve], **look)
-        if curve + STANDARD_ERROR in measured:
-            low, high = (measured[curve] + sign * measured[curve + STANDARD_ERROR] for sign in (-1, 1))
-            panel.fill_between(measured[along], low, high, color=look["color"], alpha=0.2, linewidth=0)
+        error = measured.get(curve + STANDARD_ERROR)
+        draw_band(panel, measured[along], measured[curve], error, look["color"])
+
+
+def draw_band(panel: Axes, at: Any, mean: Any, error: Any | None, colour: Any) -> None:
+    """A band of ± one standard error around a line; none where there is no error.
+
+    Args:
+        panel: where the line is.
+        at: abscissa of every point.
+        mean: ordinate of the line.
+        error: its standard error.
+        colour: of the line.
+    """
+    if error is not None:
+        panel.fill_between(at, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
 
 
 def mark_level(row: Sequence[Axes], level: float, word: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prisma_steps.figures.average import average, frame
+from prisma_steps.figures.curves import draw_band
 from prisma_steps.figures.encoding import GridParams, encode
 from prisma_steps.figures.style import STANDARD_ERROR, log_ticks, require, subplots
 from prisma_steps.step import Field
@@ -114,8 +115,7 @@ def _draw(panel: Axes, line: pd.DataFrame, look: dict, size: str) -> None:
     at, mean = line[size], line[FAITHFULNESS]
     panel.plot(at, mean, **look)
     error = line[f"{FAITHFULNESS}{STANDARD_ERROR}"]
-    if error.notna().to_numpy().any():
-        panel.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)
+    draw_band(panel, at, mean, error if error.notna().to_numpy().any() else None, look["color"])
 
 
 def _finish(panel: Axes, sizes: np.ndarray) -> None:

@@ -33,8 +33,3 @@ def over_image(pixels: np.ndarray, patches: np.ndarray, highest: float) -> np.nd
     grey = np.repeat(pixels.mean(-1, keepdims=True) / 255, 3, axis=-1)
     hidden = OPACITY * spread[..., None] ** 0.5  # the root: half the highest value is well to be seen
     return (1 - hidden) * grey + hidden * mpl.colormaps[COLOURS](spread)[..., :3]
-
-
-def frames_of(pixels: np.ndarray, tubelets: int) -> list[np.ndarray]:
-    """The first frame of each tubelet of a clip [frame, row, column, channel]."""
-    return [pixels[number * len(pixels) // tubelets] for number in range(tubelets)]

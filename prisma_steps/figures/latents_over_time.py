@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.style import (
-    STANDARD_ERROR,
-    FigureParams,
-    Plot,
-    axis_label,
-    figure,
-    require,
-    subplots,
-)
+from prisma_steps.figures.curves import draw_band
+from prisma_steps.figures.latent_panels import colours, latent_panels
+from prisma_steps.figures.style import STANDARD_ERROR, FigureParams, Plot, axis_label, figure, require
 from prisma_steps.schema import TimeCourses
 from prisma_steps.step import Field, StepError
 
@@ -22,12 +15,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Panels in one row, by width.
-PER_ROW = {"one_column": 2, "two_columns": 4}
-
-#: Height of a row of panels, and of the label below them, in inches.
-HEIGHT, BELOW = 1.4, 0.2
 
 #: Lines that can be told apart.
 MOST_GROUPS = 8
@@ -62,16 +49,10 @@ def latents_over_time(courses: xr.Dataset, params: Params) -> Plot:
     require(courses, name, "latent", "image", "patch_frame", of="latents_over_time")
     chosen = _of_latents(courses, params)[[name]]
     shown, groups = _averaged(chosen, courses, params.by)
-    per_row = min(PER_ROW[params.width], shown.sizes["latent"])
-    rows = ceil(shown.sizes["latent"] / per_row)
-    drawing, axes = subplots(params.inches, rows * HEIGHT + BELOW, rows, per_row, sharex=True)
-    for panel, latent in zip(axes.flat, shown["latent"].values, strict=False):
+    latents = shown["latent"].values
+    drawing, axes = latent_panels(latents, params)
+    for panel, latent in zip(axes.flat, latents, strict=False):
         _draw(panel, shown.sel(latent=latent), name)
-        panel.set_title(f"Latent {latent}")
-    for panel in axes.flat[shown.sizes["latent"] :]:
-        panel.remove()
-    for above in axes.flat[shown.sizes["latent"] - per_row : (rows - 1) * per_row]:
-        above.tick_params(labelbottom=True)
     of_patches = {"highest": "Highest", "mean": "Mean"}[params.over_patches]
     drawing.supylabel(f"{of_patches} activation of the frame", fontsize=7)
     drawing.supxlabel(axis_label(courses, "patch_frame"), fontsize=7)
@@ -137,21 +118,13 @@ def _draw(panel: Axes, of_latent: xr.Dataset, name: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     time = of_latent["patch_frame"].values
-    for color, number in zip(_colours(), range(of_latent.sizes["group"]), strict=False):
+    for color, number in zip(colours(MOST_GROUPS), range(of_latent.sizes["group"]), strict=False):
         line = of_latent.isel(group=number)
         mean = line[name].values
         panel.plot(time, mean, color=color, marker="o", markersize=2.5)
-        if name + STANDARD_ERROR in line:
-            error = line[name + STANDARD_ERROR].values
-            panel.fill_between(time, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        draw_band(panel, time, mean, line.get(name + STANDARD_ERROR), color)
     panel.set_ylim(bottom=0)
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-
-
-def _colours() -> list:
-    import seaborn as sns
-
-    return list(sns.color_palette("colorblind", MOST_GROUPS))
 
 
 def _legend(drawing: Figure, groups: list[tuple[str, int]], title: str) -> None:
@@ -159,7 +132,7 @@ def _legend(drawing: Figure, groups: list[tuple[str, int]], title: str) -> None:
 
     entries = [
         Line2D([], [], color=color, marker="o", label=f"{name} (n = {n:,})")
-        for color, (name, n) in zip(_colours(), groups, strict=False)
+        for color, (name, n) in zip(colours(MOST_GROUPS), groups, strict=False)
     ]
     drawing.legend(handles=entries, title=title, loc="outside right upper", handlelength=1.5)
 

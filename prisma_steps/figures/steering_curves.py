@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING
 
 from prisma_steps.figures.average import average, frame
-from prisma_steps.figures.style import (
-    STANDARD_ERROR,
-    FigureParams,
-    Plot,
-    axis_label,
-    figure,
-    require,
-    subplots,
-)
+from prisma_steps.figures.curves import draw_band
+from prisma_steps.figures.latent_panels import colours, latent_panels
+from prisma_steps.figures.style import STANDARD_ERROR, FigureParams, Plot, axis_label, figure, require
 from prisma_steps.schema import Steering
 from prisma_steps.step import Field, StepError
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Panels in one row, by width.
-PER_ROW = {"one_column": 2, "two_columns": 4}
-
-#: Height of a row of panels, and of the label below them, in inches.
-HEIGHT, BELOW = 1.4, 0.2
 
 #: Colours that can be told apart.
 MOST_CLASSES = 10
@@ -55,14 +41,11 @@ def steering_curves(steering: xr.Dataset, params: Params) -> Plot:
     require(steering, "probability", "clean_probability", "strength", "image", of="steering_curves")
     chosen = _of_classes(steering, params)
     shown = average(chosen[["probability", "clean_probability"]].sortby("strength"), "image")
-    per_row = min(PER_ROW[params.width], shown.sizes["latent"])
-    rows = ceil(shown.sizes["latent"] / per_row)
-    drawing, axes = subplots(params.inches, rows * HEIGHT + BELOW, rows, per_row, sharex=True, sharey=True)
-    for panel, latent in zip(axes.flat, shown["latent"].values, strict=False):
+    latents = shown["latent"].values
+    drawing, axes = latent_panels(latents, params, sharey=True)
+    for panel, latent in zip(axes.flat, latents, strict=False):
         _draw(panel, shown.sel(latent=latent))
-        panel.set_title(f"Latent {latent}")
     axes[0, 0].set_ylim(bottom=0)
-    _remove(axes, shown.sizes["latent"])
     for row in axes:
         row[0].set_ylabel("Probability")
     drawing.supxlabel(axis_label(steering, "strength"), fontsize=7)
@@ -89,28 +72,12 @@ def _of_classes(steering: xr.Dataset, params: Params) -> xr.Dataset:
 
 def _draw(panel: Axes, of_latent: xr.Dataset) -> None:
     strength = of_latent["strength"].values
-    for color, number in zip(_colours(), range(of_latent.sizes["class"]), strict=False):
+    for color, number in zip(colours(MOST_CLASSES), range(of_latent.sizes["class"]), strict=False):
         line = of_latent.isel({"class": number})
         mean = line["probability"].values
         panel.plot(strength, mean, color=color, marker="o")
         panel.axhline(float(line["clean_probability"]), color=color, linestyle=(0, (4, 2)), linewidth=0.6)
-        if "probability" + STANDARD_ERROR in line:
-            error = line["probability" + STANDARD_ERROR].values
-            panel.fill_between(strength, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
-
-
-def _remove(axes: np.ndarray, n_panels: int) -> None:
-    """Take away what is left over of the last row, and number the axis of the panel above."""
-    for panel in axes.flat[n_panels:]:
-        panel.remove()
-    for above in axes.flat[n_panels - axes.shape[1] : (axes.shape[0] - 1) * axes.shape[1]]:
-        above.tick_params(labelbottom=True)
-
-
-def _colours() -> list:
-    import seaborn as sns
-
-    return list(sns.color_palette("colorblind", MOST_CLASSES))
+        draw_band(panel, strength, mean, line.get("probability" + STANDARD_ERROR), color)
 
 
 def _legend(drawing: Figure, shown: xr.Dataset, n_images: int) -> None:
@@ -121,7 +88,7 @@ def _legend(drawing: Figure, shown: xr.Dataset, n_images: int) -> None:
     names = shown["class_name"].values.tolist()
     entries: list[Artist] = [
         Line2D([], [], color=color, marker="o", label=name)
-        for color, name in zip(_colours(), names, strict=False)
+        for color, name in zip(colours(MOST_CLASSES), names, strict=False)
     ]
     entries.append(Line2D([], [], color="0.3", linestyle=(0, (4, 2)), linewidth=0.6, label="clean run"))
     if n_images > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from prisma_steps.figures.average import frame
-from prisma_steps.figures.heat import COLOURS, frames_of, over_image
-from prisma_steps.figures.one_image import bare, pixels_of
-from prisma_steps.figures.patch_grid import on_grid, require_tokens
+from prisma_steps.figures.heat import COLOURS, over_image
+from prisma_steps.figures.one_image import bare, pixels_of, stills_of
+from prisma_steps.figures.patch_grid import frames_of, in_frame, on_grid, require_tokens
 from prisma_steps.figures.style import FigureParams, Plot, figure, require
 from prisma_steps.schema import Images, Ranking
 from prisma_steps.step import Field, StepError
@@ -124,13 +124,10 @@ def _cell(pixels: xr.DataArray, heat: xr.DataArray, highest: float, frames: str)
     """An image, or of a clip one frame or all of them side by side, under the map."""
     import numpy as np
 
-    dims = ("row", "column", "channel")
-    if "frame" not in pixels.dims:
-        return over_image(pixels.transpose(*dims).values, on_grid(heat), highest)
-    require(heat.to_dataset(name="heat_map"), "patch_frame", of="top_images")
-    numbers = np.unique(heat["patch_frame"].values[heat["token_kind"].values == "patch"])
-    maps = [on_grid(heat[heat["patch_frame"].values == number]) for number in numbers]
-    stills = frames_of(pixels.transpose("frame", *dims).values, len(maps))
+    if "frame" in pixels.dims:
+        require(heat.to_dataset(name="heat_map"), "patch_frame", of="top_images")
+    maps = [on_grid(in_frame(heat, number)) for number in frames_of(heat)]
+    stills = stills_of(pixels, len(maps))
     drawn = [over_image(still, patches, highest) for still, patches in zip(stills, maps, strict=True)]
     if frames == "highest":
         return drawn[int(np.argmax([np.nanmax(patches) for patches in maps]))]

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prisma_steps.sae.similarity import cosine_blocks, directions
+
 #: A latent that fires on a larger share of the tokens is dense.
 DENSE = 0.1
-
-#: Cosines held at once while the nearest rows of a decoder are looked for.
-_COSINES = 2**26
 
 
 @dataclass(frozen=True)
@@ -226,15 +225,8 @@ def nearest_rows(
     Near 1, the dictionary repeats itself. Neighbours are found in float32, their cosines are of float64. A
     row that has no other has the neighbour −1 and the cosine NaN.
     """
-    n_latents = len(W_dec)
-    if n_latents == 1:
+    if len(W_dec) == 1:
         return torch.tensor([-1]), torch.tensor([torch.nan], dtype=torch.float64)
-    rows = F.normalize(W_dec.float(), dim=1)
-    nearest = []
-    chunk = max(1, _COSINES // n_latents)
-    for start in range(0, n_latents, chunk):
-        cosine = rows[start : start + chunk] @ rows.T
-        cosine.diagonal(start).fill_(-torch.inf)
-        nearest.append(cosine.argmax(1))
-    which = torch.cat(nearest)
+    rows = directions(W_dec)
+    which = torch.cat([cosine.argmax(1) for _, cosine in cosine_blocks(rows, rows, itself=True)])
     return which, F.cosine_similarity(W_dec.double(), W_dec.double()[which], dim=1)

@@ -45,9 +45,7 @@ def nearest(first: Rows, second: Rows, itself: bool = False) -> tuple[Nearest, N
     of_first: list[tuple[Tensor, Tensor]] = []
     best = torch.full((len(second),), -torch.inf)
     which = torch.zeros(len(second), dtype=torch.int64)
-    for start, cosine in _blocks(first, second):
-        if itself:
-            cosine.diagonal(start).fill_(-torch.inf)
+    for start, cosine in cosine_blocks(first, second, itself):
         here, there = cosine.max(1)
         of_first.append((here, there))
         highest, row = cosine.max(0)
@@ -100,9 +98,7 @@ def cosine_map(
     high, wide = (-(-len(rows) // cells) for rows in (first, second))
     shape = (-(-len(first) // high), -(-len(second) // wide))
     found = torch.full(shape, -torch.inf)
-    for start, cosine in _blocks(first, second, high):
-        if itself:
-            cosine.diagonal(start).fill_(-torch.inf)
+    for start, cosine in cosine_blocks(first, second, itself, high):
         short = -len(cosine) % high, -cosine.shape[1] % wide
         padded = F.pad(cosine, (0, short[1], 0, short[0]), value=-torch.inf)
         at = start // high
@@ -111,8 +107,20 @@ def cosine_map(
     return found.masked_fill(found == -torch.inf, torch.nan).numpy()
 
 
-def _blocks(first: Rows, second: Rows, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """Cosines of some rows of the first, a multiple of ``multiple``, with all of the second."""
+def cosine_blocks(
+    first: Rows, second: Rows, itself: bool = False, multiple: int = 1
+) -> Iterator[tuple[int, Float[Tensor, "some second"]]]:
+    """Cosines of some rows of the first with all of the second, and the number of the first of these rows.
+
+    Args:
+        first: rows of norm 1.
+        second: rows of norm 1.
+        itself: both are one dictionary, and the cosine of a row to itself is −∞.
+        multiple: of which the number of rows of a block is one, but for the last block.
+    """
     size = max(1, _COSINES // len(second) // multiple) * multiple
     for start in range(0, len(first), size):
-        yield start, first[start : start + size] @ second.T
+        cosine = first[start : start + size] @ second.T
+        if itself:
+            cosine.diagonal(start).fill_(-torch.inf)
+        yield start, cosine

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator
 
 from prisma_steps.job import Job
+from prisma_steps.parts import places_of
 from prisma_steps.schema import Dictionary, Images, Model, Splicing, label
 from prisma_steps.step import Artifact, Field, StepError, StepParams, step
 
@@ -71,36 +72,13 @@ def compare_splicing(
     require_classes(vit, "compare_splicing")
     check_splice(vit, splice)
     names = class_names(vit, images)
-    images = images.isel(image=_places(images, params))
+    images = images.isel(image=places_of(images, params.chosen_images, "chosen_images", "compare_splicing"))
     layer = _attention_layer(vit, splice, params)
     tokens = steered_tokens(vit, splice, "all").in_site
     found = compare_runs(vit, splice, vit.preprocess(raw_batch(images, slice(None))), tokens, layer)
     job.progress(1, 1)
     data = _labelled(found, *_along_token(vit, splice, tokens), images, names, layer)
     return label(data.assign_coords(labels_of(sae)))
-
-
-def _places(images: xr.Dataset, params: Params) -> list[int]:
-    """Places of the images that are named by their place or their id.
-
-    Raises:
-        StepError: for one that is not there, or is named twice.
-    """
-    ids = images["image"].values.tolist()
-    found = []
-    for asked in params.chosen_images:
-        there = asked in range(len(ids)) if isinstance(asked, int) else asked in ids
-        if not there:
-            raise StepError(
-                f"compare_splicing: no image {asked!r}: give a place from 0 to {len(ids) - 1}, or an id such "
-                f"as {ids[0]!r}"
-            )
-        found.append(asked if isinstance(asked, int) else ids.index(asked))
-    if len(set(found)) < len(found):
-        raise StepError(
-            f"compare_splicing: one image is named twice, by place and by id: {params.chosen_images}"
-        )
-    return found
 
 
 def _attention_layer(vit: HookedViT, splice: Splice, params: Params) -> int | None:

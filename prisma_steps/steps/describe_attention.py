@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator
 
 from prisma_steps.job import Job
-from prisma_steps.parts import first_images
+from prisma_steps.parts import first_images, places_of
 from prisma_steps.schema import Attention, Images, Model, label
 from prisma_steps.step import Artifact, Field, StepError, StepParams, step
 
@@ -79,7 +79,7 @@ def describe_attention(model: Artifact, images: xr.Dataset, params: Params, job:
         raise StepError(f"describe_attention: {loaded.family.missing['pattern']}")
     read, kept = (
         first_images(images, params.n_images, "describe_attention"),
-        images.isel(image=_places(images, params)),
+        images.isel(image=places_of(images, params.chosen, "chosen", "describe_attention")),
     )
     loaded.check_images(images["pixels"].shape[1:])
     vit, grid = loaded.for_inference(), grid_of(loaded)
@@ -88,23 +88,6 @@ def describe_attention(model: Artifact, images: xr.Dataset, params: Params, job:
         _add_all(description, vit, read, job)
         of_chosen = _of_chosen(vit, kept) if params.chosen else {}
     return _labelled(description, of_chosen, vit, kept)
-
-
-def _places(images: xr.Dataset, params: Params) -> list[int]:
-    """Where the chosen images lie."""
-    ids = {name: place for place, name in enumerate(images["image"].values.tolist())}
-    places = []
-    for asked in params.chosen:
-        place = asked if isinstance(asked, int) else ids.get(asked, -1)
-        if place not in range(len(ids)):
-            raise StepError(
-                f"describe_attention: no image {asked!r}. `chosen` holds places from 0 to {len(ids) - 1}, or "
-                f"ids such as {next(iter(ids))!r}"
-            )
-        if place in places:
-            raise StepError(f"describe_attention: {asked!r} is an image that `chosen` names already")
-        places.append(place)
-    return places
 
 
 def _add_all(description: Description, vit: HookedViT, images: xr.Dataset, job: Job) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from prisma_steps.job_process import explain
 from prisma_steps.plan import plan_experiment
 from prisma_steps.progress import StatusFile
 from prisma_steps.runner import run_jobs
@@ -22,10 +24,10 @@ nodes:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ("variables: [fvu]", r"table: its input .data. has no fvu; .*\(data is the node few\)"),
+        ("variables: [fvu]", r"table: its input .data. has no fvu; .*\(inputs: data is the node few\)"),
         (
             "variables: [label], rows: [head]",
-            r"its input .data. has no head; .* dims n_images \(2\), image .*data is the node few\)",
+            r"its input .data. has no head; .* dims n_images \(2\), image .*\(inputs: data is the node few\)",
         ),
     ],
 )
@@ -35,6 +37,11 @@ def test_a_figure_that_lacks_something_says_of_which_node(
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text(NODES % parameters)
     plan = plan_experiment("x.yaml", Store(tmp_path / "artifacts"))
-    with pytest.raises(StepError, match=message):
+    spec = {}
+    with pytest.raises(StepError) as caught:
         for job in plan.jobs.values():
-            list(run_jobs([job.spec("x")], plan.store, {job.key: StatusFile(tmp_path / job.key, "")}))
+            spec = job.spec("x")
+            list(run_jobs([spec], plan.store, {job.key: StatusFile(tmp_path / job.key, "")}))
+    told = explain(caught.value, spec, plan.store.root, tmp_path)
+    assert re.search(message, told)
+    assert told.count("is the node few") == 1

@@ -159,7 +159,7 @@ def test_sums_of_images_are_brute_force():
 @pytest.mark.parametrize("cosines", [1, 33, 1000])
 def test_nearest_other_row_is_brute_force(cosines, monkeypatch):
     """However many rows are compared at once."""
-    monkeypatch.setattr("prisma_steps.sae.metrics._COSINES", cosines)
+    monkeypatch.setattr("prisma_steps.sae.similarity._COSINES", cosines)
     rows = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
     rows[3] = 2 * rows[8]
     unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)

@@ -123,9 +123,11 @@ def test_in_the_last_block_there_is_no_attention_to_compare(model: Artifact, ima
 
 
 def test_bad_images(model: Artifact, images: xr.Dataset) -> None:
-    with pytest.raises(StepError, match="no image 5: give a place from 0 to 4, or an id such as 'image-0'"):
+    with pytest.raises(
+        StepError, match="no image 5. `chosen_images` holds places from 0 to 4, or ids such as 'image-0'"
+    ):
         compare(model, images, sae_of(), chosen_images=[5])
-    with pytest.raises(StepError, match="one image is named twice"):
+    with pytest.raises(StepError, match="'image-1' is an image that `chosen_images` names already"):
         compare(model, images, sae_of(), chosen_images=[1, "image-1"])
     with pytest.raises(StepError, match="does not belong to this model"):
         compare(model, images, sae_of(layer=9))
