@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prisma_steps.analysis.circuits.graph import INPUTS, Graph
-from prisma_steps.analysis.circuits.split import attention_norm, graph_of, mlp_reads, writes_of
+from prisma_steps.analysis.circuits.split import attention_norm, graph_of, mlp_reads, writes_from, writes_of
 from prisma_steps.analysis.metrics import Metric
 from prisma_steps.models.sites import SiteKey, Tap
 
@@ -32,7 +32,7 @@ def edge_attribution(
     """(corrupted write − clean write) · ∂metric/∂read of every edge, summed over tokens and pairs.
 
     The first order of what ``exact_scores`` gives. With ``n_steps`` = 0 the gradient is that of the clean run
-    (EAP, Syed et al. 2023, equation 2): three forward passes and one backward. Else it is the mean over runs
+    (EAP, Syed et al. 2023, equation 2): two forward passes and one backward. Else it is the mean over runs
     from n_steps embeddings on the line from the clean to the corrupted one (EAP-IG, Hanna et al. 2024,
     equation 3). These lie in the middles of n_steps equal parts, where Hanna et al. take the parts' ends: the
     error of the integral falls with n_steps² and not with n_steps. The scores of the embedding's edges then
@@ -47,53 +47,86 @@ def edge_attribution(
     """
     graph = graph_of(model)
     with torch.no_grad():
-        writes = writes_of(model, clean)[1]
-        embed = writes[0].clone()
-        change = writes_of(model, corrupted)[1].sub_(writes)
-    del writes
-    places = [(step + 0.5) / n_steps for step in range(n_steps)] or [0.0]
-    scores = change.new_zeros(len(graph.sources), len(graph.targets))
-    for place in places:
-        for before, targets, gradient in _gradients(model, graph, embed + place * change[0], metric):
+        embed = model.read(clean, ["full_embed"])["full_embed", None]
+        change = writes_of(model, corrupted)[1]
+    if n_steps == 0:
+        run = _Run(model, graph, embed, metric)
+        with torch.no_grad():
+            change -= writes_from(model, run.kept)
+        return run.scores(change)
+    with torch.no_grad():
+        change -= writes_of(model, clean)[1]
+    scores = change.new_zeros(graph.edges.shape)
+    for step in range(n_steps):
+        place = (step + 0.5) / n_steps
+        scores += _Run(model, graph, embed + place * change[0], metric).scores(change) / n_steps
+    return scores
+
+
+class _Run:
+    """A run from an embedding on, with the gradient of the metric by the read of every target.
+
+    Attributes:
+        kept: what was read on the way, among it all that ``writes_from`` needs.
+    """
+
+    def __init__(
+        self, model: HookedViT, graph: Graph, embed: Float[Tensor, "image token d_model"], metric: Metric
+    ) -> None:
+        self._model, self._graph = model, graph
+        self.kept: dict[SiteKey, Tensor] = {("full_embed", None): embed}
+        layers, end = range(graph.n_layers), ("resid_post", graph.n_layers - 1)
+        seen = ("z", "resid_pre", *["mlp_out"] * graph.n_mlps)
+        read: list[SiteKey] = [*((name, layer) for layer in layers for name in INPUTS), end]
+        hooks = {key: self._copied(key) for key in read}
+        hooks |= {(site, layer): self._seen((site, layer)) for layer in layers for site in seen}
+        mlps = {layer: self._copied(("mlp", layer)) for layer in layers if graph.n_mlps}
+        read += [("mlp", layer) for layer in mlps]
+        with torch.enable_grad(), mlp_reads(model, mlps):
+            logits = model.forward_from(0, embed.detach().requires_grad_(), hooks)
+            found = torch.autograd.grad(metric(logits).sum(), [self.kept[key] for key in read])
+        self._by = dict(zip(read, found, strict=True))
+
+    def _copied(self, key: SiteKey) -> Tap:
+        """A tap that keeps what is read there, apart from the stream that goes on beside it."""
+
+        def tap(value: Tensor) -> Tensor:
+            self.kept[key] = value.clone()
+            return self.kept[key]
+
+        return tap
+
+    def _seen(self, key: SiteKey) -> Tap:
+        """A tap that keeps a value without its gradient."""
+
+        def tap(value: Tensor) -> Tensor:
+            self.kept[key] = value.detach()
+            return value
+
+        return tap
+
+    def scores(self, change: Float[Tensor, "source image token d_model"]) -> Float[Tensor, "source target"]:
+        """The sum over images and tokens of each source's change times the gradient by each target's read."""
+        scores = change.new_zeros(self._graph.edges.shape)
+        for before, targets, gradient in self._gradients():
             # As one matrix product: einsum would copy all writes once more for every target.
-            found = change[:before].flatten(1) @ gradient.movedim(2, 0).flatten(1).T
-            scores[:before, targets] += found / len(places)
-    return scores * torch.from_numpy(graph.edges).to(scores)
+            scores[:before, targets] = change[:before].flatten(1) @ gradient.movedim(2, 0).flatten(1).T
+        return scores * torch.from_numpy(self._graph.edges).to(scores)
 
-
-def _gradients(
-    model: HookedViT, graph: Graph, embed: Float[Tensor, "image token d_model"], metric: Metric
-) -> Iterator[Gradient]:
-    """The gradient of the metric by the read of every target, of a run that starts with ``embed``."""
-    kept: dict[SiteKey, Tensor] = {}
-    layers, end = range(graph.n_layers), ("resid_post", graph.n_layers - 1)
-    keys: list[SiteKey] = [(site, layer) for layer in layers for site in (*INPUTS, "resid_pre")]
-    hooks = {key: _copied(kept, key) for key in (*keys, end)}
-    mlps = {layer: _copied(kept, ("mlp", layer)) for layer in layers if graph.n_mlps}
-    with torch.enable_grad(), mlp_reads(model, mlps):
-        logits = model.forward_from(0, embed.detach().requires_grad_(), hooks)
-        wanted = [key for key in kept if key[0] != "resid_pre"]
-        found = torch.autograd.grad(metric(logits).sum(), [kept[key] for key in wanted])
-    by_key = dict(zip(wanted, found, strict=True))
-    for layer in layers:
-        for name in INPUTS:
-            through = _through_norm(model, layer, name, kept["resid_pre", layer], by_key[name, layer])
-            yield graph.before(layer), graph.heads(layer, name), through
-        if graph.n_mlps:
-            place = graph.mlp(layer)
-            before = graph.before(layer) + graph.n_heads
-            yield before, slice(place, place + 1), by_key["mlp", layer].unsqueeze(2)
-    yield len(graph.sources), slice(len(graph.targets) - 1, None), by_key[end].unsqueeze(2)
-
-
-def _copied(kept: dict[SiteKey, Tensor], key: SiteKey) -> Tap:
-    """A tap that keeps what is read there, apart from the stream that goes on beside it."""
-
-    def tap(value: Tensor) -> Tensor:
-        kept[key] = value.clone()
-        return kept[key]
-
-    return tap
+    def _gradients(self) -> Iterator[Gradient]:
+        graph = self._graph
+        for layer in range(graph.n_layers):
+            for name in INPUTS:
+                through = _through_norm(
+                    self._model, layer, name, self.kept["resid_pre", layer], self._by[name, layer]
+                )
+                yield graph.before(layer), graph.heads(layer, name), through
+            if graph.n_mlps:
+                place = graph.mlp(layer)
+                before = graph.before(layer) + graph.n_heads
+                yield before, slice(place, place + 1), self._by["mlp", layer].unsqueeze(2)
+        end = ("resid_post", graph.n_layers - 1)
+        yield len(graph.sources), slice(len(graph.targets) - 1, None), self._by[end].unsqueeze(2)
 
 
 def _through_norm(
@@ -105,7 +138,7 @@ def _through_norm(
 ) -> Float[Tensor, "image token head d_model"]:
     """The gradient by each head's read of the stream, given that by its queries, keys or values."""
     normed = torch.einsum("ithd,hmd->ithm", gradient, model.weights[f"W_{name.upper()}", layer])
-    read = stream.detach().unsqueeze(2).expand_as(normed)
+    read = stream.unsqueeze(2).expand_as(normed)
     with torch.enable_grad():
         read = read.requires_grad_()
         return torch.autograd.grad(attention_norm(model, layer)(read), read, normed)[0]

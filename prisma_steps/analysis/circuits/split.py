@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prisma_steps.analysis.circuits.graph import INPUTS, Graph
 from prisma_steps.models.families import find
 from prisma_steps.models.ports import InputPort
-from prisma_steps.models.sites import Tap
+from prisma_steps.models.sites import SiteKey, Tap
 from prisma_steps.step import StepError
 
 if TYPE_CHECKING:
@@ -53,12 +53,19 @@ def writes_of(
     graph = graph_of(model)
     sites = ["full_embed", "z", *["mlp_out"] * graph.n_mlps]
     logits, cache = model.run_with_cache(pixels, sites)
-    writes = [cache["full_embed", None].unsqueeze(0)]
-    for layer in range(graph.n_layers):
-        writes.append(head_writes(model, layer, cache["z", layer]))
-        if graph.n_mlps:
-            writes.append(cache["mlp_out", layer].unsqueeze(0))
-    return logits, torch.cat(writes)
+    return logits, writes_from(model, cache)
+
+
+def writes_from(
+    model: HookedViT, read: Mapping[SiteKey, Tensor]
+) -> Float[Tensor, "source image token d_model"]:
+    """What every source wrote in a run, from its ``full_embed`` and each layer's ``z`` and ``mlp_out``."""
+    writes = [read["full_embed", None].unsqueeze(0)]
+    for layer in range(model.n_layers):
+        writes.append(head_writes(model, layer, read["z", layer]))
+        if "mlp_out" in model.sites:
+            writes.append(read["mlp_out", layer].unsqueeze(0))
+    return torch.cat(writes)
 
 
 def head_writes(
