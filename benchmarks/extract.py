@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.environments import python_with
@@ -12,8 +13,9 @@ from benchmarks.rows import Row
 from benchmarks.timing import interleaved, report_speed
 
 NNSIGHT = "nnsight==0.8.1"
-#: Images that every row goes through: two sections of the store, the first written while the second is made.
-COUNT = 256
+#: Images that a row goes through: several sections of the store, of which all but the last are written while
+#: the next one is made. In bfloat16 these are more images, so that its rows take about as long.
+COUNTS = {"float32": 512, "bfloat16": 1536}
 #: ‖ours − transformers‖ / ‖transformers‖ at most.
 PRECISION = {"float32": 1e-4, "bfloat16": 3e-2}
 
@@ -34,11 +36,13 @@ def speed() -> bool:
         rows = {name: stack.enter_context(_row(name)) for name in _names()}
         if nnsight := python_with(NNSIGHT):
             rows["nnsight"] = stack.enter_context(Row("extract_rows", "nnsight", "CLIP-B/32", python=nnsight))
-        times = interleaved({name: lambda row=row: row.run(COUNT) for name, row in rows.items()}, rounds=3)
+        counts = {name: COUNTS.get(name.split(",")[0], COUNTS["float32"]) for name in rows}
+        took = interleaved({name: partial(row.run, counts[name]) for name, row in rows.items()}, rounds=2)
         memory = {name: row.memory for name, row in rows.items()}
-    for name, seconds in times.items():
-        share, images = times["bare"] / seconds, COUNT / seconds
-        print(f"{name:<24} {images:6.1f} images/s  {share:5.2f} × bare  {memory[name]:6.0f} MB at most")
+    times = {name: 1000 * seconds / counts[name] for name, seconds in took.items()}
+    for name, each in times.items():
+        share, images = times["bare"] / each, 1000 / each
+        print(f"{name:<28} {images:6.1f} images/s  {share:5.2f} × bare  {memory[name]:6.0f} MB at most")
     return all([*_speed_limits(times, full), *_memory_limits(memory)])
 
 
@@ -47,19 +51,23 @@ def _row(name: str, shape: str = "CLIP-B/32") -> Row:
 
 
 def _names() -> list[str]:
-    modes = [f"{dtype}{what}" for dtype in PRECISION for what in ("", ", patterns")]
-    return ["bare", "hidden states", "attentions", *modes, "float32, not written", "float32, to layer 5"]
+    modes = [f"{dtype}{what}" for dtype in PRECISION for what in ("", ", patterns", ", not written")]
+    return ["bare", "hidden states", "attentions", *modes, "float32, to layer 5"]
 
 
 def _speed_limits(times: Mapping[str, float], full: bool) -> list[bool]:
-    """Ratios to what gives the same; where the processor cannot be faster, float32 must not be slower."""
+    """Ratios to what gives the same, by seconds for 1,000 images; patterns are not written, as no one else's.
+
+    Where the processor cannot be faster, float32 must not be slower.
+    """
     float32, bfloat16 = (1.8, 3.5) if full else (1.0, None)
     limits: list[tuple[str, str, float | None]] = [
         ("float32", "bare", float32),
         ("bfloat16", "bare", bfloat16),
         ("float32", "hidden states", None),
         ("float32", "nnsight", None),
-        ("float32", "float32, not written", None),
+        ("float32", "float32, not written", 0.95),
+        ("bfloat16", "bfloat16, not written", None),
         ("float32, to layer 5", "float32", 1.8),
         ("float32, patterns", "attentions", float32),
         ("bfloat16, patterns", "attentions", bfloat16),

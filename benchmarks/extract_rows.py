@@ -94,7 +94,7 @@ def nnsight_trace(shape: str) -> Row:
 
 
 def extraction(
-    shape: str, dtype: str, site: str, layers: Sequence[int]
+    shape: str, dtype: str, site: str, layers: Sequence[int], storage: str = "float32"
 ) -> Callable[[int, Path | None], None]:
     """The step ``extract_activations`` itself, on so many images, into a folder or nowhere."""
     import dask.array as da
@@ -113,7 +113,9 @@ def extraction(
     for name, write in files.items():
         write(folder / name)
     model, job = Artifact(xr.Dataset(), folder), Job(folder, threads=torch.get_num_threads())
-    params = Params(sites=[site], layers=list(layers), compute_dtype=dtype, batch_size=BATCH)
+    params = Params(
+        sites=[site], layers=list(layers), compute_dtype=dtype, storage_dtype=storage, batch_size=BATCH
+    )
     dims, stored = ("image", "channel", "row", "column"), da.from_array(stored_batch())
 
     def run(count: int, store: Path | None) -> None:
@@ -146,11 +148,14 @@ ROWS: dict[str, Callable[[str], Row]] = {
     "attentions": partial(transformers_forward, attention="eager", output_attentions=True),
     "nnsight": nnsight_trace,
     "float32": lambda shape: ours(shape, "float32", "resid_post", THREE),
-    "bfloat16": lambda shape: ours(shape, "bfloat16", "resid_post", THREE),
+    "bfloat16": lambda shape: ours(shape, "bfloat16", "resid_post", THREE, "float16"),
     "float32, not written": lambda shape: ours(shape, "float32", "resid_post", THREE, written=False),
+    "bfloat16, not written": lambda shape: ours(
+        shape, "bfloat16", "resid_post", THREE, "float16", written=False
+    ),
     "float32, to layer 5": lambda shape: ours(shape, "float32", "resid_post", TO_FIVE),
-    "float32, patterns": lambda shape: ours(shape, "float32", "pattern", ALL),
-    "bfloat16, patterns": lambda shape: ours(shape, "bfloat16", "pattern", ALL),
+    "float32, patterns": lambda shape: ours(shape, "float32", "pattern", ALL, written=False),
+    "bfloat16, patterns": lambda shape: ours(shape, "bfloat16", "pattern", ALL, "float16", written=False),
     "small": lambda shape: ours(shape, "float32", "resid_post", (0, 1, 3)),
 }
 

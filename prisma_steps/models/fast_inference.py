@@ -5,7 +5,7 @@ Three things cost most of what a forward pass on a CPU can do without:
 - PyTorch multiplies float32 matrices with MKL. On AMD processors with AVX-512, MKL leaves half of it unused;
   oneDNN, which PyTorch also brings along, does not. Without AVX-512, MKL is the faster by about a tenth.
 - glibc gives the memory of every large temporary back to the kernel, which hands it out again page by page.
-- Three temporaries for one QuickGELU.
+- Three temporaries and three passes over them for one QuickGELU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 
+from prisma_steps.models.table_kernels import all_numbers, looked_up
 from prisma_steps.precision import ComputeDtype, has_bfloat16
 
 
@@ -85,19 +86,33 @@ class _WidenedConv3d(nn.Conv3d):
         return super()._conv_forward(*_widened(input, weight, bias)).to(input.dtype)
 
 
-class OneTemporaryQuickGELU(QuickGELUActivation):
-    """x · sigmoid(1.702 x), to the bit as ``transformers`` computes it, in one temporary instead of three."""
+class FastQuickGELU(QuickGELUActivation):
+    """x · sigmoid(1.702 x), to the bit as ``transformers`` computes it.
+
+    In bfloat16 it is looked up in a table of its 65,536 values; else it takes one temporary instead of three.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Leaves ``input`` as it is: a hook may hold it."""
-        return (1.702 * input).sigmoid_().mul_(input)
+        if input.dtype is torch.bfloat16 and input.is_contiguous():
+            return looked_up(input, _quick_gelu_table())
+        return _quick_gelu(input)
+
+
+def _quick_gelu(input: Tensor) -> Tensor:
+    return (1.702 * input).sigmoid_().mul_(input)
+
+
+@cache
+def _quick_gelu_table() -> Tensor:
+    return _quick_gelu(all_numbers())
 
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: FastLinear,
     nn.Conv2d: _WidenedConv2d,
     nn.Conv3d: _WidenedConv3d,
-    QuickGELUActivation: OneTemporaryQuickGELU,
+    QuickGELUActivation: FastQuickGELU,
 }
 
 

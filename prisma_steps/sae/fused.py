@@ -19,8 +19,8 @@ from prisma_steps.sae.autoencoder import Autoencoder
 from prisma_steps.sae.buffers import Buffers
 from prisma_steps.sae.fused_pass import Codes, FusedGradients, Pass
 from prisma_steps.sae.relu import ReLUAutoencoder
-from prisma_steps.sae.threads import array, in_parallel
 from prisma_steps.sae.topk import TopKAutoencoder
+from prisma_steps.threads import array, in_parallel
 
 #: The share of latents that fire up to which it is faster to go through them than to multiply whole matrices.
 _SPARSE = {torch.float32: 1 / 25, torch.bfloat16: 1 / 80}

@@ -13,7 +13,7 @@ from torch import Tensor
 from prisma_steps.sae import kernels, sparse_kernels
 from prisma_steps.sae.autoencoder import Autoencoder, Objective, dead_error
 from prisma_steps.sae.buffers import Buffers
-from prisma_steps.sae.threads import array, in_parallel
+from prisma_steps.threads import array, in_parallel
 
 #: Bytes of latents that are computed before anything is done with them: a fraction of those of a batch, but
 #: enough for products at full speed.

@@ -1,6 +1,6 @@
 """Compiled loops over all latents of a batch, for training on a CPU.
 
-Each computes items ``first`` to ``last`` of its output, see ``prisma_steps.sae.threads``. Arrays are float32,
+Each computes items ``first`` to ``last`` of its output, see ``prisma_steps.threads``. Arrays are float32,
 or bfloat16 as uint16; sums are in float32.
 """
 

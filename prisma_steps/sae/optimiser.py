@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prisma_steps.sae import adam_kernels
 from prisma_steps.sae.autoencoder import Autoencoder
-from prisma_steps.sae.threads import array, in_parallel
+from prisma_steps.threads import array, in_parallel
 
 #: The largest norm of all gradients together; larger ones are scaled down to it.
 GRADIENT_CLIP = 1.0

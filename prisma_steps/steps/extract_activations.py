@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prisma_steps.models.hooked import HookedViT
 
 #: Activations made at once, at least one batch.
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 2**26
 
 
 class Params(InParts):
@@ -69,6 +69,7 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
             fewer images than asked for or than parts, or when a value is not finite or too large for its
             storage.
     """
+    import numpy as np
     import xarray as xr
 
     from prisma_steps.memory import reused_memory
@@ -80,9 +81,15 @@ def extract_activations(model: Artifact, images: xr.Dataset, params: Params, job
     template, count = _template(vit, chosen, layers, params), chosen.sizes["image"]
 
     def make(where: slice) -> xr.Dataset:
+        block = range(count)[where]
+        shapes = {site: (len(block), *template[site].shape[1:]) for site in params.sites}
+        values = {site: np.empty(shape, params.storage_dtype) for site, shape in shapes.items()}
         with reused_memory():
-            values = _read_block(vit, chosen, range(count)[where], layers, params)
-        job.progress(min(where.stop, count), count, "images")
+            for at in range(0, len(block), params.batch_size):
+                batch = block[at : at + params.batch_size]
+                for site, value in _read_batch(vit, chosen, batch, layers, params).items():
+                    values[site][at : at + len(batch)] = value
+                job.progress(batch.stop, count, "images")
         data = {site: (template[site].dims, value) for site, value in values.items()}
         return xr.Dataset(data, {"image": template["image"].values[where]})
 
@@ -111,16 +118,6 @@ def _first(images: xr.Dataset, vit: HookedViT, params: Params) -> xr.Dataset:
         )
     vit.check_images(images["pixels"].shape[1:])
     return images.isel(image=slice(params.n_images))
-
-
-def _read_block(
-    vit: HookedViT, images: xr.Dataset, where: range, layers: list[int], params: Params
-) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    batches = [where[at : at + params.batch_size] for at in range(0, len(where), params.batch_size)]
-    parts = [_read_batch(vit, images, batch, layers, params) for batch in batches]
-    return {site: np.concatenate([part[site] for part in parts]) for site in params.sites}
 
 
 def _read_batch(

@@ -15,7 +15,7 @@ from prisma_steps.sae.buffers import Buffers
 from prisma_steps.sae.fused import fused_gradients
 from prisma_steps.sae.fused_pass import FusedGradients
 from prisma_steps.sae.optimiser import dictionary_adam
-from prisma_steps.sae.threads import in_parallel
+from prisma_steps.threads import in_parallel
 
 D_MODEL, N_LATENTS, N_TOKENS = 33, 77, 50
 K = 5

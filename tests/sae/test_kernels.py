@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prisma_steps.sae import kernels, sparse_kernels
-from prisma_steps.sae.threads import array, in_parallel
+from prisma_steps.threads import array, in_parallel
 
 N_TOKENS, N_LATENTS, WIDTH = 45, 1100, 37
 DTYPES = [torch.float32, torch.bfloat16]
