@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -124,12 +124,12 @@ def products(dtype: str, n_latents: int) -> Row:
     def train(x: Tensor) -> None:
         tokens = x.to(kind)
         # Laid out for the product, which is all that is timed; its values are beside the point.
-        for_gradient = tokens if kind is torch.float32 else tokens.view(D_MODEL, BATCH)
+        for_gradient = tokens if kind is torch.float32 else tokens.view(D_MODEL, len(x))
         latents = linear(tokens, encoder, bias, "relu", [], "")
-        torch.mm(latents, decoder, out=reconstruction)
-        torch.mm(tokens, decoder.T, out=slopes)
+        torch.mm(latents, decoder, out=reconstruction[: len(x)])
+        of_tokens = torch.mm(tokens, decoder.T, out=slopes[: len(x)])
         by_latent(latents, for_gradient)
-        by_latent(slopes, for_gradient)
+        by_latent(of_tokens, for_gradient)
 
     return Row(train, lambda x: (x, x))
 
@@ -193,11 +193,7 @@ def dictionary_learning(architecture: str, bf16: bool, n_latents: int) -> Row:
 
 def overcomplete(architecture: str, bf16: bool, n_latents: int) -> Row:
     """Its ``train_sae``, with Adam at the rate of its examples; for bfloat16 autocast is put around it."""
-    # Without its __init__, which imports image models and figures: torchvision and an old matplotlib.
-    spec = importlib.util.find_spec("overcomplete")
-    assert spec is not None and spec.submodule_search_locations is not None
-    sys.modules["overcomplete"] = package = ModuleType("overcomplete")
-    package.__path__ = list(spec.submodule_search_locations)
+    _bare_overcomplete()
     from overcomplete.sae import SAE, TopKSAE
     from overcomplete.sae.train import train_sae
 
@@ -219,6 +215,15 @@ def overcomplete(architecture: str, bf16: bool, n_latents: int) -> Row:
         return latents, x_hat
 
     return Row(train, look)
+
+
+@cache
+def _bare_overcomplete() -> None:
+    """Import it without its __init__, which imports image models and figures: torchvision, old matplotlib."""
+    spec = importlib.util.find_spec("overcomplete")
+    assert spec is not None and spec.submodule_search_locations is not None
+    sys.modules["overcomplete"] = package = ModuleType("overcomplete")
+    package.__path__ = list(spec.submodule_search_locations)
 
 
 def _autocast(bf16: bool) -> AbstractContextManager[Any]:

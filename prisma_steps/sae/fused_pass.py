@@ -17,7 +17,7 @@ from prisma_steps.threads import array, in_parallel
 
 #: Bytes of latents that are computed before anything is done with them: a fraction of those of a batch, but
 #: enough for products at full speed.
-_CHUNK = 2**24
+_CHUNK = 12 * 2**20
 
 
 class Codes(NamedTuple):
@@ -129,17 +129,19 @@ class FusedGradients(ABC):
 
     # --- parts of a pass
 
-    def _chunks(self, centred: Float[Tensor, "token d_in"]) -> list[slice]:
+    def _chunks(self, x: Float[Tensor, "token d_in"]) -> list[slice]:
         """Tokens of which all latents are in memory at once."""
         of_token = self.autoencoder.shape.n_latents * self.dtype.itemsize
-        size = -(-len(centred) // -(-len(centred) * of_token // _CHUNK))
-        return [slice(first, first + size) for first in range(0, len(centred), size)]
+        size = -(-len(x) // -(-len(x) * of_token // _CHUNK))
+        return [slice(first, first + size) for first in range(0, len(x), size)]
 
     def _centred(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
         centred = self._buffers.get("centred", *x.shape, dtype=self.dtype)
-        if self.autoencoder.subtracts_b_dec:
-            return torch.sub(x, self.autoencoder.b_dec.detach(), out=centred)
-        return centred.copy_(x)
+        if not self.autoencoder.subtracts_b_dec:
+            return centred.copy_(x)
+        for chunk in self._chunks(x):  # in bfloat16 what is taken from is a copy in float32
+            torch.sub(x[chunk], self.autoencoder.b_dec.detach(), out=centred[chunk])
+        return centred
 
     def _latents(self, centred: Float[Tensor, "token d_in"]) -> Float[Tensor, "token latent"]:
         bias = self.autoencoder.encoder_bias.detach()
