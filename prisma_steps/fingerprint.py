@@ -23,7 +23,9 @@ ENGINE = 2
 _SETTLED_NS = 2 * 10**9
 
 #: Modules that steps import and that compute nothing: they declare and name. A change in them reruns nothing.
-VOCABULARY = frozenset({"prisma_steps", "prisma_steps.step", "prisma_steps.job", "prisma_steps.schema"})
+VOCABULARY = frozenset({"prisma_steps", "prisma_steps.step", "prisma_steps.job"})
+#: Packages of the same sort: names of what is stored, and examples of it, with which no step computes.
+_DECLARING = ("prisma_steps.schema", "prisma_steps.examples")
 
 Definitions = dict[str, dict[str, str]]
 
@@ -94,12 +96,11 @@ def code_definitions(step: Step) -> Definitions:
 def reached_modules(module: str) -> tuple[str, ...]:
     """``module`` and what it imports, directly or not, within the package."""
     found = _import_graph().find_upstream_modules(module) | {module}
-    return tuple(sorted(name for name in found if name not in VOCABULARY and not _is_example(name)))
+    return tuple(sorted(name for name in found if not _declares(name)))
 
 
-def _is_example(module: str) -> bool:
-    """Whether it is reached because the schema shows examples of its kinds, which no step computes with."""
-    return module.split(".")[1:2] == ["examples"]
+def _declares(module: str) -> bool:
+    return module in VOCABULARY or module.startswith(_DECLARING)
 
 
 @cache

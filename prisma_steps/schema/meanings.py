@@ -1,18 +1,11 @@
-"""The only home of the names of dimensions, coordinates, variables and artifact kinds.
-
-Nothing here computes a number: the module is vocabulary, used to declare steps and to check what they
-leave. It is therefore left out of code digests (see ``fingerprint.py``), and a new name reruns nothing.
-"""
+"""Names of dimensions, variables and coordinates, and what each of them says in figures and tables."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import xarray as xr
+from prisma_steps.schema.sites import SITES
 
 #: Dimensions and what one index along each of them is.
 DIMS: Mapping[str, str] = {
@@ -63,6 +56,9 @@ DIMS: Mapping[str, str] = {
     "point": "one plotted point of a figure",
 }
 
+#: Dims of one clip's pixels; those of one still image are the last three.
+IMAGE_DIMS = ("frame", "channel", "row", "column")
+
 
 class Meaning(NamedTuple):
     """What a variable or coordinate holds, as figures and tables name it."""
@@ -70,69 +66,6 @@ class Meaning(NamedTuple):
     long_name: str
     units: str
 
-
-_SITES = {
-    "embed": "patch embedding",
-    "full_embed": "embedding with CLS and positions",
-    "resid_pre": "residual stream before the block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream after the block",
-    "ln1_out": "normalised input of attention",
-    "ln2_out": "normalised input of the MLP",
-    "q": "query",
-    "k": "key",
-    "v": "value",
-    "z": "attention-weighted value",
-    "attn_scores": "attention score before softmax",
-    "pattern": "attention pattern",
-    "result": "write of one head to the residual stream",
-    "attn_out": "attention output added to the residual stream",
-    "mlp_out": "MLP output added to the residual stream",
-    "mlp_pre": "MLP pre-activation",
-    "mlp_post": "MLP activation",
-    "ln_final": "output of the final norm",
-    "logits": "logit",
-}
-
-_TOKENS = ("image", "token")
-_RESIDUAL = (*_TOKENS, "d_model")
-
-#: Sites that can be read and written, with their dims in one layer, in the order of a forward pass.
-SITE_DIMS: Mapping[str, tuple[str, ...]] = {
-    "embed": _RESIDUAL,
-    "full_embed": _RESIDUAL,
-    "resid_pre": _RESIDUAL,
-    "ln1_out": _RESIDUAL,
-    **{name: (*_TOKENS, "head", "d_head") for name in ("q", "k", "v")},
-    **{name: ("image", "head", "query_token", "key_token") for name in ("attn_scores", "pattern")},
-    "z": (*_TOKENS, "head", "d_head"),
-    "result": (*_TOKENS, "head", "d_model"),
-    "attn_out": _RESIDUAL,
-    "resid_mid": _RESIDUAL,
-    "ln2_out": _RESIDUAL,
-    "mlp_pre": (*_TOKENS, "d_mlp"),
-    "mlp_post": (*_TOKENS, "d_mlp"),
-    "mlp_out": _RESIDUAL,
-    "resid_post": _RESIDUAL,
-    "ln_final": _RESIDUAL,
-    "logits": ("image", "class"),
-}
-
-#: Weights of a model, to multiply from the right (x @ W), with their dims in one layer; W_U, b_U exist once.
-WEIGHT_DIMS: Mapping[str, tuple[str, ...]] = {
-    **{f"W_{name}": ("head", "d_model", "d_head") for name in "QKV"},
-    **{f"b_{name}": ("head", "d_head") for name in "QKV"},
-    "W_O": ("head", "d_head", "d_model"),
-    "b_O": ("d_model",),
-    "W_gate": ("d_model", "d_mlp"),
-    "b_gate": ("d_mlp",),
-    "W_in": ("d_model", "d_mlp"),
-    "b_in": ("d_mlp",),
-    "W_out": ("d_mlp", "d_model"),
-    "b_out": ("d_model",),
-    "W_U": ("d_model", "class"),
-    "b_U": ("class",),
-}
 
 _MATRICES = {
     "Q": "query",
@@ -145,42 +78,6 @@ _MATRICES = {
     "U": "unembedding",
 }
 
-#: Short names of sites by their names in TransformerLens and ViT-Prisma, without ``blocks.<layer>.``
-TRANSFORMER_LENS_SITES: Mapping[str, str] = {
-    "hook_embed": "embed",
-    "hook_full_embed": "full_embed",
-    "hook_ln_pre": "full_embed",
-    **{f"hook_{site}": site for site in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")},
-    "ln1.hook_normalized": "ln1_out",
-    "ln2.hook_normalized": "ln2_out",
-    **{f"attn.hook_{site}": site for site in ("q", "k", "v", "z", "attn_scores", "pattern", "result")},
-    "mlp.hook_pre": "mlp_pre",
-    "mlp.hook_post": "mlp_post",
-    "ln_final.hook_normalized": "ln_final",
-}
-
-#: Dims of one clip's pixels; those of one still image are the last three.
-IMAGE_DIMS = ("frame", "channel", "row", "column")
-
-_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-
-
-def site_key(name: str) -> tuple[str, int | None]:
-    """The site and layer of a name as TransformerLens has it (``blocks.3.attn.hook_q``), or of a short one.
-
-    The layer is None where the name has none.
-    """
-    layered = _IN_BLOCK.fullmatch(name)
-    layer, inner = (int(layered[1]), layered[2]) if layered else (None, name)
-    return TRANSFORMER_LENS_SITES.get(inner, inner if layer is None else name), layer
-
-
-#: Attributes that say where in a model a dictionary belongs.
-PLACE = ("site", "layer", "target_site")
-
-#: Sites that exist once and not once a layer.
-SITES_WITHOUT_LAYER = ("embed", "full_embed", "ln_final", "logits")
-
 #: What is measured of a circuit, of its complement and of random circuits.
 _OF_CIRCUITS = {
     "circuit_metric": "metric",
@@ -191,7 +88,7 @@ _OF_CIRCUITS = {
 #: Long name and units of every variable and coordinate that an artifact may hold.
 MEANINGS: Mapping[str, Meaning] = {
     **{dim: Meaning(dim, "1") for dim in DIMS},
-    **{site: Meaning(text, "1") for site, text in _SITES.items()},
+    **{site: Meaning(text, "1") for site, text in SITES.items()},
     # coordinates
     "n_nodes": Meaning("latents and error terms of the circuit", "1"),
     "n_edges": Meaning("edges that the circuit was given", "1"),
@@ -413,271 +310,3 @@ MEANINGS: Mapping[str, Meaning] = {
         }.items()
     },
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What sort of artifact a step leaves and a slot takes.
-
-    Attributes:
-        name: the word used in messages and in the JSON schema.
-        dims: every dimension that an artifact of this kind may have.
-        required: variables that must be there, with their dims.
-        otherwise: dims that a required variable may have instead.
-        seldom: those of ``dims`` that only some artifacts of the kind have (the layers of a crosscoder). They
-            may be axes of a grid of the others.
-        files: files that must lie beside the data. A slot of such a kind receives an ``Artifact``
-            (data and files) instead of a Dataset.
-    """
-
-    name: str
-    dims: frozenset[str]
-    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
-    otherwise: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
-    seldom: frozenset[str] = frozenset()
-
-    def __hash__(self) -> int:
-        """Kinds are told apart by their names."""
-        return hash(self.name)
-
-    def takes(self, other: Kind) -> bool:
-        """Whether a slot of this kind takes an artifact of the other."""
-        return self == other or (self == Anything and other != Figure)
-
-
-#: A slot of this kind takes the data of any node but a figure.
-Anything = Kind("any", frozenset())
-
-Images = Kind(
-    "images",
-    frozenset({"image", *IMAGE_DIMS, "class"}),
-    required={"pixels": ("image", *IMAGE_DIMS[1:])},
-    otherwise={"pixels": [("image", *IMAGE_DIMS)]},  # clips
-)
-Model = Kind(
-    "model", frozenset({"step", "training_step", "class"}), files=("model.safetensors", "config.json")
-)
-Activations = Kind(
-    "activations",
-    frozenset(dim for dims in SITE_DIMS.values() for dim in dims) | {"layer"},
-)
-Dictionary = Kind(
-    "dictionary",
-    frozenset({"layer", "d_model", "d_target", "latent", "step"}),
-    required={"W_enc": ("d_model", "latent"), "W_dec": ("latent", "d_model"), "b_dec": ("d_model",)},
-    otherwise={
-        "W_enc": [("layer", "d_model", "latent")],
-        "W_dec": [("latent", "layer", "d_model"), ("latent", "d_target")],
-        "b_dec": [("layer", "d_model"), ("d_target",)],
-    },
-    seldom=frozenset({"layer"}),
-)
-Quality = Kind(
-    "quality",
-    frozenset({"layer", "token_kind", "latent"}),
-    required={"l0": ("token_kind",), "fvu": ("token_kind",)},
-    otherwise={"fvu": [("layer", "token_kind")]},  # crosscoders
-    seldom=frozenset({"layer"}),
-)
-Codes = Kind(
-    "codes",
-    frozenset({"image", "token", "entry"}),
-    required={
-        "entry_token": ("image", "entry"),
-        "entry_latent": ("image", "entry"),
-        "activation": ("image", "entry"),
-        "n_active": ("image", "token"),
-    },
-)
-Ranking = Kind(
-    "ranking",
-    frozenset({"latent", "rank", "quantile", "token"}),
-    required={
-        "top_image": ("latent", "rank"),
-        "top_activation": ("latent", "rank"),
-        "top_heat_map": ("latent", "rank", "token"),
-    },
-)
-Pairs = Kind(
-    "pairs",
-    frozenset({"pair", *IMAGE_DIMS}),
-    # ``corrupted_pixels`` [pair, *IMAGE_DIMS] too, where corrupted images are not images of the data set.
-    required={f"{side}_{what}": ("pair",) for side in ("clean", "corrupted") for what in ("image", "class")},
-)
-Patching = Kind(
-    "patching",
-    frozenset({"pair", "site", "layer", "token", "head", "patch_frame"}),
-    required={"logit_difference": ("pair", "layer", "token")},
-    otherwise={
-        "logit_difference": [
-            ("pair", *several, "layer", *cells)
-            for several in ((), ("site",))
-            for cells in (("token",), ("head",), ("head", "token"), ("patch_frame",))
-        ]
-    },
-    seldom=frozenset({"site"}),
-)
-Lens = Kind(
-    "lens",
-    frozenset({"image", "layer", "token", "place", "class"}),
-    required={
-        "top_class": ("image", "layer", "token", "place"),
-        "top_logit": ("image", "layer", "token", "place"),
-        "exit_class": ("image", "layer"),
-    },
-)
-Attribution = Kind(
-    "attribution",
-    frozenset({"image", "component", "token", "class"}),
-    required={"logit_contribution": ("image", "component"), "attributed_logit": ("image",)},
-)
-Attention = Kind(
-    "attention",
-    frozenset({"layer", "head", "query_kind", "key_kind", "head_type", "image", "query_token", "key_token"}),
-    required={
-        "attention_distance": ("layer", "head"),
-        "attention_entropy": ("query_kind", "layer", "head"),
-        "attention_mass": ("query_kind", "key_kind", "layer", "head"),
-        "head_score": ("head_type", "layer", "head"),
-    },
-)
-Ablation = Kind(
-    "ablation",
-    frozenset({"ablation", "layer", "head"}),
-    required={
-        "ce": (),
-        "top1": (),
-        "ce_ablated": ("ablation", "layer"),
-        "top1_ablated": ("ablation", "layer"),
-    },
-    otherwise={name: [("ablation", "layer", "head")] for name in ("ce_ablated", "top1_ablated")},
-)
-Steering = Kind(
-    "steering",
-    frozenset({"latent", "strength", "image", "class"}),
-    required={
-        "logit": ("latent", "strength", "image", "class"),
-        "probability": ("latent", "strength", "image", "class"),
-        "clean_logit": ("image", "class"),
-        "clean_probability": ("image", "class"),
-        "mean_logit_change": ("latent", "strength", "class"),
-        "mean_probability_change": ("latent", "strength", "class"),
-    },
-)
-Circuit = Kind(
-    "circuit",
-    frozenset({"source", "target", "n_edges", "ablation", "control"}),
-    required={
-        "score": ("source", "target"),
-        "in_circuit": ("n_edges", "source", "target"),
-        "faithfulness": ("ablation", "n_edges"),
-        "faithfulness_random": ("ablation", "control", "n_edges"),
-    },
-)
-LatentCircuit = Kind(
-    "latent circuit",
-    frozenset({"dictionary", "latent", "source", "target", "n_nodes", "ablation", "control"}),
-    required={
-        "latent_effect": ("dictionary", "latent"),
-        "error_effect": ("dictionary",),
-        "score": ("source", "target"),
-        "faithfulness": ("ablation", "n_nodes"),
-        "faithfulness_random": ("ablation", "control", "n_nodes"),
-    },
-)
-Splicing = Kind(
-    "splicing",
-    frozenset({"image", "token", "run", "head", "key_token", "class"}),
-    required={
-        **{name: ("image", "token") for name in ("value_norm", "reconstruction_norm", "error_norm")},
-        "logit": ("run", "image", "class"),
-        "probability": ("run", "image", "class"),
-    },
-)
-TimeCourses = Kind(
-    "time courses",
-    frozenset({"latent", "image", "patch_frame", "class"}),
-    required={
-        "highest_in_frame": ("latent", "image", "patch_frame"),
-        "mean_in_frame": ("latent", "image", "patch_frame"),
-    },
-)
-Similarity = Kind(
-    "similarity",
-    frozenset({"first_latent", "second_latent", "first_cell", "second_cell"}),
-    required={
-        "first_max_cosine": ("first_latent",),
-        "second_max_cosine": ("second_latent",),
-        "cosine_map": ("first_cell", "second_cell"),
-    },
-)
-Figure = Kind("figure", frozenset({"point"}), files=("figure.pdf", "figure.png", "numbers.csv"))
-
-
-class SchemaError(ValueError):
-    """A Dataset does not fit the kind that its step declares."""
-
-
-def label(data: xr.Dataset) -> xr.Dataset:
-    """Give every variable and coordinate of ``data`` its ``long_name`` and ``units``.
-
-    Names that have no entry in ``MEANINGS`` must bring both attributes along.
-
-    Raises:
-        SchemaError: naming every variable that has neither.
-    """
-    unknown = []
-    for name, variable in data.variables.items():
-        meaning = MEANINGS.get(str(name))
-        if meaning is not None:
-            variable.attrs = {**meaning._asdict(), **variable.attrs}
-        elif not {"long_name", "units"} <= set(variable.attrs):
-            unknown.append(str(name))
-    if unknown:
-        raise SchemaError(f"no long_name and units for {', '.join(unknown)}: add them to schema.MEANINGS")
-    return data
-
-
-def example(
-    kind: Kind, seed: int = 0, *, clips: bool = False, cells: Sequence[str] = ("token",)
-) -> xr.Dataset:
-    """A small made-up artifact of a kind, with all labels of a real one, to try a step or a figure on.
-
-    Args:
-        kind: of which kind.
-        seed: of its random numbers.
-        clips: of a model of clips, with ``patch_frame`` beside ``patch_row`` and ``patch_col``.
-        cells: what is patched or ablated one by one in each layer: token, head, or (patched) both.
-
-    Raises:
-        SchemaError: when there is no example of the kind, or it does not fit the kind.
-    """
-    from prisma_steps.examples import MAKERS, made_up
-
-    if kind.name not in MAKERS:
-        raise SchemaError(
-            f"there is no example of {kind.name}: add a function that makes one to prisma_steps/examples/, "
-            "and name it in MAKERS there"
-        )
-    data = label(made_up(kind.name, seed, clips, cells))
-    check(data, kind)
-    return data
-
-
-def check(data: xr.Dataset, kind: Kind) -> None:
-    """Raise ``SchemaError`` with every way in which ``data`` is not an artifact of ``kind``."""
-    problems = []
-    strange = set(map(str, data.dims)) - kind.dims
-    if strange:
-        problems.append(f"unexpected dims {sorted(strange)}; {kind.name} has {sorted(kind.dims)}")
-    for name, dims in kind.required.items():
-        fitting = [dims, *kind.otherwise.get(name, ())]
-        if name not in data:
-            problems.append(f"variable {name!r} is missing")
-        elif data[name].dims not in fitting:
-            problems.append(f"{name} has dims {data[name].dims}, expected {' or '.join(map(str, fitting))}")
-    if "image" in data.dims and not data.get_index("image").is_unique:
-        problems.append("image ids are not unique")
-    if problems:
-        raise SchemaError(f"not {kind.name}: " + "; ".join(problems))

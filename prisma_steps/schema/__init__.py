@@ -1,0 +1,81 @@
+"""The only home of the names of dimensions, coordinates, variables and artifact kinds.
+
+Nothing here computes a number: it is vocabulary, used to declare steps and to check what they leave. It is
+therefore left out of code digests (see ``fingerprint.py``), and a new name reruns nothing.
+"""
+
+from prisma_steps.schema.checks import SchemaError, check, example, label
+from prisma_steps.schema.kinds import (
+    Ablation,
+    Activations,
+    Anything,
+    Attention,
+    Attribution,
+    Circuit,
+    Codes,
+    Dictionary,
+    Figure,
+    Images,
+    Kind,
+    LatentCircuit,
+    Lens,
+    Model,
+    Pairs,
+    Patching,
+    Quality,
+    Ranking,
+    Similarity,
+    Splicing,
+    Steering,
+    TimeCourses,
+)
+from prisma_steps.schema.meanings import DIMS, IMAGE_DIMS, MEANINGS, Meaning
+from prisma_steps.schema.sites import (
+    PLACE,
+    SITE_DIMS,
+    SITES,
+    SITES_WITHOUT_LAYER,
+    TRANSFORMER_LENS_SITES,
+    WEIGHT_DIMS,
+    site_key,
+)
+
+__all__ = [
+    "Ablation",
+    "Activations",
+    "Anything",
+    "Attention",
+    "Attribution",
+    "Circuit",
+    "Codes",
+    "DIMS",
+    "Dictionary",
+    "Figure",
+    "IMAGE_DIMS",
+    "Images",
+    "Kind",
+    "LatentCircuit",
+    "Lens",
+    "MEANINGS",
+    "Meaning",
+    "Model",
+    "PLACE",
+    "Pairs",
+    "Patching",
+    "Quality",
+    "Ranking",
+    "SITES",
+    "SITES_WITHOUT_LAYER",
+    "SITE_DIMS",
+    "SchemaError",
+    "Similarity",
+    "Splicing",
+    "Steering",
+    "TRANSFORMER_LENS_SITES",
+    "TimeCourses",
+    "WEIGHT_DIMS",
+    "check",
+    "example",
+    "label",
+    "site_key",
+]
