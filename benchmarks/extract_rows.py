@@ -6,6 +6,7 @@ through as many and says the most memory that the process ever had, in MiB.
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -119,6 +120,7 @@ def extraction(
     dims, stored = ("image", "channel", "row", "column"), da.from_array(stored_batch())
 
     def run(count: int, store: Path | None) -> None:
+        gc.collect()  # the model of the last run: a job has one
         pixels = da.concatenate([stored] * (count // BATCH))
         images = xr.Dataset({"pixels": (dims, pixels)}, {"image": [f"{n:06}" for n in range(count)]})
         blocks = extract_activations(model, images, params, job)

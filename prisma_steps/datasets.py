@@ -209,7 +209,9 @@ def _write_section(made: xr.Dataset, path: Path, section: slice, state: Path) ->
     # Zarr would look through every chunk for one that holds nothing but the fill value, which takes longer
     # than all the rest: 6 ms for a MiB of float16.
     options: dict[str, Any] = {"consolidated": True, "write_empty_chunks": True}
-    made.drop_encoding().to_zarr(path, region={"image": section}, **options)
+    # One shard after the other: each is in memory three times over while it is put together.
+    with zarr.config.set({"async.concurrency": 1}):
+        made.drop_encoding().to_zarr(path, region={"image": section}, **options)
     unfinished = state.with_suffix(".unfinished")
     unfinished.write_text(json.dumps({"next": section.stop}))
     unfinished.replace(state)
