@@ -13,6 +13,7 @@ import xarray as xr
 from prisma_steps import datasets, fingerprint, schema
 from prisma_steps.axes import Axis
 from prisma_steps.data import outside_pixels
+from prisma_steps.hypercube import combine
 from prisma_steps.job import Job, Member
 from prisma_steps.step import Artifact, Blocks, Output, Step, StepError
 from prisma_steps.store import DATA, Store, Stored
@@ -117,7 +118,7 @@ def open_input(
     ]
     only_parts = len(axes) == 1 and axes[0].joined is not None
     parts = [open_artifact(store, found, threads, as_dask=not only_parts) for found in artifacts]
-    return datasets.combine(parts, axes)
+    return combine(parts, axes)
 
 
 def open_artifact(store: Store, artifact: Stored, threads: int = 1, *, as_dask: bool = False) -> xr.Dataset:

@@ -12,6 +12,7 @@ import xarray as xr
 from prisma_steps import datasets
 from prisma_steps.execution import open_artifact
 from prisma_steps.experiment import find_experiment
+from prisma_steps.hypercube import combine
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
 from prisma_steps.problems import ExperimentError, nearest
 from prisma_steps.schema import Dictionary, Kind, Model
@@ -57,7 +58,7 @@ def load_node(plan: Plan, node: str) -> xr.Dataset:
     threads = os.cpu_count() or 1
     found = [plan.store.artifact(job.step, job.key) for job in jobs]
     parts = [open_artifact(plan.store, artifact, threads, as_dask=True) for artifact in found]
-    return datasets.combine(parts, plan.experiment.axes[node])
+    return combine(parts, plan.experiment.axes[node])
 
 
 def _check_node(plan: Plan, node: str) -> None:

@@ -38,7 +38,7 @@ class Grid:
     kind: Kind
 
     def full_axes(self) -> dict[str, Axis]:
-        """The axes with every coordinate that they have in the data (``datasets.combine``), by name."""
+        """The axes with every coordinate that they have in the data (``hypercube.combine``), by name."""
         return {axis.name: self._full(axis) for axis in self.axes}
 
     def _full(self, axis: Axis) -> Axis:

@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-import xarray as xr
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from prisma_steps.data.pixels import raw_batch
 from prisma_steps.models.cache import ActivationCache, along_image
-from prisma_steps.models.families import find, sides
+from prisma_steps.models.families import find
 from prisma_steps.models.fast_inference import for_inference
+from prisma_steps.models.inputs import Inputs, Pixels
 from prisma_steps.models.sites import (
     Hooks,
     SiteError,
@@ -26,17 +24,12 @@ from prisma_steps.models.sites import (
     checked,
 )
 from prisma_steps.models.splicing import Edit, SparseDictionary, Splice, Splicing, as_splice, by_site
-from prisma_steps.models.structure import Structure
 from prisma_steps.models.wiring import attached
 from prisma_steps.precision import ComputeDtype
-from prisma_steps.step import StepError
 
 #: What is to be replaced, as people write it: a site (in every layer), a site and a layer, or the name that
 #: TransformerLens has for either.
 NamedHooks: TypeAlias = Mapping[str, Tap] | Mapping[SiteKey, Tap] | Mapping[str | SiteKey, Tap]
-
-#: Images, or clips: as the model takes them, or with labels, as they are stored (``pixels``, 0 to 255).
-Pixels: TypeAlias = Tensor | xr.Dataset | xr.DataArray
 
 #: Dictionaries, and what is done to their latents, by the site that each writes.
 NamedSaes: TypeAlias = Mapping[str, Splice | SparseDictionary] | Mapping[SiteKey, Splice | SparseDictionary]
@@ -47,10 +40,6 @@ _NO_EDITS: Mapping[SiteKey, Edit] = {}
 
 #: Sites without a layer that come after all blocks.
 _LATE = ("ln_final", "logits")
-
-
-class InputError(StepError):
-    """Pixels that the model does not take."""
 
 
 class _Stop(Exception):
@@ -68,7 +57,7 @@ class _Given(nn.Module):
         return self._value
 
 
-class HookedViT(Structure):
+class HookedViT(Inputs):
     """A frozen or trainable model of ``transformers`` or timm (or a ``ToyViT``) with hooks on every site.
 
     Nothing is left on the model after a call, also when it fails. Gradients flow through hooks. Sites are
@@ -88,40 +77,9 @@ class HookedViT(Structure):
         fast = for_inference(self.model, dtype)
         return HookedViT(fast, self.head, self.class_names, self.preprocessing)
 
-    def preprocess(self, raw: UInt8[Tensor, "image *frame channel row column"]) -> Tensor:
-        """Pixels as they are stored, 0 to 255, as the model takes them: where and of what its weights are.
-
-        Raises:
-            InputError: for images or clips that the model is not made for.
-        """
-        self.check_images(raw.shape[1:])
-        raw = raw.to(self.device)
-        pixels = raw.float() / 255 if self.preprocessing is None else self.preprocessing(raw)
-        return pixels.to(self.dtype)
-
-    def check_images(self, shape: Sequence[int]) -> None:
-        """Refuse images or clips [(frame,) channel, row, column] that ``preprocess`` makes no input of.
-
-        Raises:
-            InputError: naming what they are and what is expected.
-        """
-        found, (*before, channels, rows, columns) = tuple(shape), self.input_shape
-        accepted = {channels} if self.preprocessing is None else {channels, 1}
-        fits = list(found[:-3]) == before and found[-3] in accepted
-        if fits and (self.preprocessing is not None or found[-2:] == (rows, columns)):
-            return
-        size = f"{rows} × {columns} pixels" if self.preprocessing is None else "any size"
-        colours = " or ".join(str(number) for number in sorted(accepted))
-        kind = f"clips of {before[0]} frames" if before else "still images"
-        given = f"clips of {found[0]} frames" if len(found) == 4 else "still images"
-        raise InputError(
-            f"these are {given} of {found[-3]} channels and {found[-2]} × {found[-1]} pixels; the model "
-            f"takes {kind} of {colours} channels and {size}"
-        )
-
     def __call__(self, pixels: Pixels) -> Tensor:
         """Logits [image, class]; of a model without a head what ``output_of`` says."""
-        return self._run(self._as_pixels(pixels), _NO_HOOKS)
+        return self._run(self.as_pixels(pixels), _NO_HOOKS)
 
     def run_with_hooks(self, pixels: Pixels, hooks: NamedHooks) -> Tensor:
         """The output when what each hook returns takes the place of its site's value.
@@ -129,7 +87,7 @@ class HookedViT(Structure):
         Raises:
             SiteError: for a site or layer that the model does not have.
         """
-        return self._run(self._as_pixels(pixels), self.named(hooks))
+        return self._run(self.as_pixels(pixels), self.named(hooks))
 
     def run_with_cache(
         self,
@@ -152,7 +110,7 @@ class HookedViT(Structure):
         """
         keys = self.site_keys(list(self.sites) if sites is None else sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        prepared = self._as_pixels(pixels)
+        prepared = self.as_pixels(pixels)
         output = self._run(prepared, taps)
         return output, self._cache(keys, values, prepared, pixels)
 
@@ -170,22 +128,9 @@ class HookedViT(Structure):
         """
         keys = self.site_keys(sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        prepared = self._as_pixels(pixels)
+        prepared = self.as_pixels(pixels)
         self._run(prepared, taps, until=keys)
         return self._cache(keys, values, prepared, pixels)
-
-    def _as_pixels(self, pixels: Pixels) -> Tensor:
-        """A tensor as it is; labelled images as ``preprocess`` makes them."""
-        if isinstance(pixels, Tensor):
-            return pixels
-        images = pixels.to_dataset(name="pixels") if isinstance(pixels, xr.DataArray) else pixels
-        if "pixels" not in images or images["pixels"].dtype != np.uint8:
-            found = str(images["pixels"].dtype) if "pixels" in images else f"{list(images.data_vars)} alone"
-            raise InputError(
-                f"labelled images must have `pixels` of uint8, 0 to 255, these have {found}. What the model "
-                "takes as it is, give as a tensor"
-            )
-        return self.preprocess(raw_batch(images, slice(None)))
 
     def _cache(
         self, keys: Sequence[SiteKey], values: Mapping[SiteKey, Tensor], pixels: Tensor, given: Pixels
@@ -246,7 +191,7 @@ class HookedViT(Structure):
             hooks: what is to be replaced, checked.
         """
         with self._running(blocks, stream):
-            return self._run(self._blank(shape), hooks)
+            return self._run(self.blank(shape), hooks)
 
     def read_from(
         self,
@@ -264,7 +209,7 @@ class HookedViT(Structure):
         keys = self.site_keys(sites, [layer])
         values, taps = self._keeping(keys, self._named_from(layer, hooks))
         with self._running(self.blocks[layer:], resid_pre):
-            self._run(self._blank(shape), taps, until=keys)
+            self._run(self.blank(shape), taps, until=keys)
         return {site: values[site, at] for site, at in keys}
 
     def _named_from(self, layer: int, hooks: NamedHooks) -> dict[SiteKey, Tap]:
@@ -275,10 +220,6 @@ class HookedViT(Structure):
         if early:
             raise SiteError(f"{early[0]} comes before layer {layer}, where the run starts")
         return named
-
-    def _blank(self, shape: Sequence[int] | None) -> Tensor:
-        """One image for all: positions are made of the input's shape alone."""
-        return torch.zeros((1, *(shape or self.input_shape)), dtype=self.dtype, device=self.device)
 
     @contextmanager
     def hooks(self, hooks: NamedHooks) -> Iterator[HookedViT]:
@@ -353,7 +294,7 @@ class HookedViT(Structure):
     # --- how
 
     def _run(self, pixels: Tensor, hooks: Hooks, until: Collection[SiteKey] | None = None) -> Any:
-        inputs = self._inputs(pixels)
+        inputs = self.inputs(pixels)
         output_tap = hooks.get(("logits", None))
         with attached(self, {key: tap for key, tap in hooks.items() if key[0] != "logits"}):
             try:
@@ -376,38 +317,6 @@ class HookedViT(Structure):
         last = "last_hidden_state" if self.norm_scope == "all" else "pooler_output"
         names = ("logits", "image_embeds", last)
         return next(getattr(returned, name) for name in names if getattr(returned, name, None) is not None)
-
-    def _inputs(self, pixels: Tensor) -> dict[str, Any]:
-        self._check_input(pixels)
-        inputs = {self.input_name: pixels, **self.family.inputs}
-        accepted = {name: value for name, value in inputs.items() if name in self.parameters}
-        if (
-            tuple(pixels.shape[-2:]) != self.configured_shape[-2:]
-            and "interpolate_pos_encoding" in self.parameters
-        ):
-            accepted["interpolate_pos_encoding"] = True
-        return accepted
-
-    def _check_input(self, pixels: Tensor) -> None:
-        """Refuse pixels of another shape, unless the model can make positions for theirs.
-
-        Raises:
-            InputError: naming both shapes.
-        """
-        expected, found = self.configured_shape, tuple(pixels.shape[1:])
-        if found == expected:
-            return
-        dims = "(frame, channel, row, column)" if self.is_video else "(channel, row, column)"
-        stretches = self.family.any_size(self.config) or "interpolate_pos_encoding" in self.parameters
-        if len(found) != len(expected) or found[:-2] != expected[:-2] or not stretches:
-            kind = "clips" if self.is_video else "images"
-            raise InputError(
-                f"pixels have shape {tuple(pixels.shape)}; the model takes {kind}, (image, *{dims}) with "
-                f"{dims} = {expected}"
-            )
-        patch = sides(find(self.config, self.family.patch_size))
-        if any(side % size for side, size in zip(found[-2:], patch, strict=True)):
-            raise InputError(f"images of {found[-2]} × {found[-1]} pixels are no whole patches of {patch}")
 
     @contextmanager
     def _stopping(self, until: Collection[SiteKey] | None) -> Iterator[None]:

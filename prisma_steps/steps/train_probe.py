@@ -134,7 +134,7 @@ def _read_batch(reader: HookedViT, images: xr.Dataset, where: slice) -> Tensor:
     import torch
 
     from prisma_steps.data.pixels import raw_batch
-    from prisma_steps.models.hooked import InputError
+    from prisma_steps.models.inputs import InputError
 
     try:
         with torch.no_grad():

@@ -10,11 +10,11 @@ import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prisma_steps import datasets
 from prisma_steps.axes import Axis
 from prisma_steps.claims.check import Grid, check, is_truth
 from prisma_steps.claims.evaluate import NoValue, evaluate
 from prisma_steps.claims.grammar import NotAnExpression, parse
+from prisma_steps.hypercube import combine
 from prisma_steps.schema import Patching, Quality
 
 #: Coordinates named as a dim that the data have (token), may have (head) or seldom have (layer).
@@ -47,7 +47,7 @@ def _patching() -> xr.Dataset:
 
 def _grid(part: xr.Dataset, *axes: Axis) -> xr.Dataset:
     count = len(list(itertools.product(*(range(len(axis)) for axis in axes))))
-    return datasets.combine([part] * count, axes)
+    return combine([part] * count, axes)
 
 
 GRIDS = {"q": Grid((DEPTHS, PLACES, SEEDS), Quality), "p": Grid((CELLS, SEEDS), Patching)}

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from prisma_steps import datasets
 from prisma_steps.axes import Axis
-from prisma_steps.datasets import combine, describe, layout, open_dataset, open_lazily, write, write_blocks
+from prisma_steps.datasets import describe, layout, open_dataset, open_lazily, write, write_blocks
+from prisma_steps.hypercube import combine
 from prisma_steps.step import Blocks, StepError
 from prisma_steps.store import content_digest
 

@@ -16,6 +16,7 @@ import prisma_steps
 from prisma_steps import datasets, node, runner
 from prisma_steps.execution import open_input
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.hypercube import combine
 from prisma_steps.job import Job
 from prisma_steps.parts import images_of_part, part_slice
 from prisma_steps.plan import JobPlan, Plan, plan_experiment
@@ -186,7 +187,7 @@ def test_parts_that_do_not_belong_together_are_not_joined() -> None:
     parts = [whole(1).isel(image=slice(i, i + 2)) for i in (0, 2, 4)]
     parts[1] = parts[1].assign(scale=("d_model", [5.0, 5.0]))
     with pytest.raises(ValueError, match="scale"):
-        datasets.combine(parts, [axis])
+        combine(parts, [axis])
 
 
 def test_digests_of_all_parts_tell_whether_a_computation_was_done_before() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prisma_steps.models.families import FAMILIES, UnknownFamily, find, kind_of
-from prisma_steps.models.hooked import HookedViT, InputError
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.inputs import InputError
 from prisma_steps.models.sites import SiteError
 from prisma_steps.schema import SITE_DIMS, TRANSFORMER_LENS_SITES
 from tests.models.families import MAKERS, make, pixels_for, use_attention

@@ -8,7 +8,8 @@ import torch
 import transformers as hf
 import xarray as xr
 
-from prisma_steps.models.hooked import HookedViT, InputError
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.inputs import InputError
 from prisma_steps.models.preprocessing import Preprocessing
 from tests.models.families import make
 

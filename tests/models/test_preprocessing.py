@@ -13,7 +13,8 @@ import transformers as hf
 import xarray as xr
 from PIL import Image
 
-from prisma_steps.models.hooked import HookedViT, InputError
+from prisma_steps.models.hooked import HookedViT
+from prisma_steps.models.inputs import InputError
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.preprocessing import Preprocessing, load_preprocessing, preprocessing_files
 from prisma_steps.step import Artifact, StepError

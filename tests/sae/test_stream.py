@@ -15,6 +15,7 @@ import xarray as xr
 
 from prisma_steps import datasets
 from prisma_steps.axes import Axis
+from prisma_steps.hypercube import combine
 from prisma_steps.sae import stored as stored_module
 from prisma_steps.sae.stored import StoredTokens
 from prisma_steps.sae.stream import TokenStream
@@ -151,7 +152,7 @@ def test_activations_in_parts_are_served_as_the_whole_is(tmp_path, values):
     for number, (begin, end) in enumerate([(0, 9), (9, 30), (30, 37)]):
         datasets.write(activations().isel(image=slice(begin, end)), tmp_path / str(number))
     parts = [datasets.open_dataset(tmp_path / str(number)) for number in range(3)]
-    joined = datasets.combine(parts, [Axis("part", {"part": (0, 1, 2)}, "image")])["resid_post"].sel(layer=3)
+    joined = combine(parts, [Axis("part", {"part": (0, 1, 2)}, "image")])["resid_post"].sel(layer=3)
     assert not joined.variable._in_memory
     found, expected = (rows(served(StoredTokens([whole], "patch"))) for whole in (joined, values))
     assert found == expected

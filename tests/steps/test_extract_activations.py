@@ -6,8 +6,9 @@ import torch
 import xarray as xr
 from pydantic import ValidationError
 
-from prisma_steps import datasets, schema
+from prisma_steps import schema
 from prisma_steps.axes import Axis
+from prisma_steps.hypercube import combine
 from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.toy_vit import ToyViT, ToyViTConfig
@@ -165,9 +166,7 @@ def test_parts_are_the_whole_bit_for_bit(model, images, parts, n_images):
     asked = {"sites": ["resid_post", "logits"], "n_images": n_images, "batch_size": 1 if parts == 7 else 7}
     made = [extract(model, images, **asked, parts=parts, part=part) for part in range(parts)]
     whole = extract(model, images, **asked)
-    xr.testing.assert_identical(
-        datasets.combine(made, [Axis("part", {"part": tuple(range(parts))}, "image")]), whole
-    )
+    xr.testing.assert_identical(combine(made, [Axis("part", {"part": tuple(range(parts))}, "image")]), whole)
 
 
 def test_more_parts_than_images_are_refused(model, images):

@@ -12,7 +12,7 @@ from prisma_steps.analysis.circuits.latent_tracing import score_latents
 from prisma_steps.analysis.circuits.latents import placed_in_order
 from prisma_steps.analysis.circuits.tracing import pair_tensors
 from prisma_steps.axes import Axis
-from prisma_steps.datasets import combine
+from prisma_steps.hypercube import combine
 from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.models.splicing import Splice

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from prisma_steps import schema
 from prisma_steps.axes import Axis
-from prisma_steps.datasets import combine
 from prisma_steps.figures.training_curves import Params as CurvesParams
 from prisma_steps.figures.training_curves import training_curves
 from prisma_steps.fingerprint import parameters_in_key
+from prisma_steps.hypercube import combine
 from prisma_steps.job import Job
 from prisma_steps.models.loading import load_model
 from prisma_steps.step import Artifact, Output, StepError
