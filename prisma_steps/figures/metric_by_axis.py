@@ -105,9 +105,11 @@ def _places(values: list[Any]) -> dict[Any, float]:
 
 
 def _ticks(panels: np.ndarray, shown: xr.Dataset, along: str) -> None:
-    """A tick with its text for each value; many numbers have round ones."""
+    """A tick with its text for each value; many numbers have round ones, whole where they are whole."""
     values = shown[along].values.tolist()
     if _are_numbers(values) and len(values) > 8:
+        for panel in panels:
+            panel.xaxis.get_major_locator().set_params(integer=all(isinstance(one, int) for one in values))
         return
     _, texts = names(shown, along)
     if along == "patch_frame":

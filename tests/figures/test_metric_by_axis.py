@@ -125,6 +125,14 @@ def test_many_numbers_have_round_ticks() -> None:
     assert axes.containers[0].lines[0].get_xdata().tolist() == (np.arange(20) * 7).tolist()
 
 
+def test_ticks_between_whole_numbers_are_for_numbers_that_are_not_whole() -> None:
+    for along, whole in ((np.arange(12), True), (np.arange(12) + 0.5, False)):
+        data = xr.Dataset({"loss": ("k", np.linspace(1, 0, 12))}, {"k": along})
+        (axes,) = draw(data, Params(variable="loss", along="k", width="one_column")).figure.axes
+        axes.set_position((0.1, 0.1, 0.7, 0.8))  # a width at which ticks would be at 0.0, 2.5, 5.0 …
+        assert all(float(tick).is_integer() for tick in axes.get_xticks()) is whole
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
