@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 #: Portions of work a thread: a thread that is held up leaves the rest to the others.
 _PORTIONS = 8
@@ -29,9 +29,11 @@ def in_parallel(kernel: Callable[..., None], count: int, *arguments: Any, least:
         arguments: passed on; tensors as arrays over the same memory, see ``array``.
         least: the fewest items that are worth a portion.
     """
+    import torch
+
     n_threads = torch.get_num_threads()
     size = max(least, -(-count // (_PORTIONS * n_threads)))
-    arrays = [array(one) if isinstance(one, Tensor) else one for one in arguments]
+    arrays = [array(one) if isinstance(one, torch.Tensor) else one for one in arguments]
     portions = itertools.count(0, size)
 
     def work() -> None:
@@ -51,5 +53,7 @@ def _pool() -> ThreadPoolExecutor:
 
 def array(tensor: Tensor) -> np.ndarray:
     """A tensor's memory as an array; bfloat16, which NumPy has not, as the 16 bits that it is stored in."""
+    import torch
+
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -27,7 +27,7 @@ nodes:
 #: Of 200 images a part, a block is one batch of 16 and a section three: 2 layers × 17 tokens × 16 float32.
 SMALL = {
     "prisma_steps/datasets.py": ("SECTION_BYTES = 2**26", f"SECTION_BYTES = {48 * 2 * 17 * 16 * 4}"),
-    "prisma_steps/steps/extract_activations.py": ("BLOCK_BYTES = 32 * 2**20", "BLOCK_BYTES = 1"),
+    "prisma_steps/steps/extract_activations.py": ("BLOCK_BYTES = 2**26", "BLOCK_BYTES = 1"),
 }
 
 # Python imports a module of this name as it starts. Whatever a job leaves in the store takes its name in one
