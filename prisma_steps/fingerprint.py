@@ -22,10 +22,11 @@ ENGINE = 2
 #: A file left alone for so long has an mtime that tells its next change from this one.
 _SETTLED_NS = 2 * 10**9
 
-#: Modules that steps import and that compute nothing: they declare and name. A change in them reruns nothing.
-VOCABULARY = frozenset({"prisma_steps", "prisma_steps.step", "prisma_steps.job"})
-#: Packages of the same sort: names of what is stored, and examples of it, with which no step computes.
-_DECLARING = ("prisma_steps.schema", "prisma_steps.examples")
+#: Modules and packages that steps import and that compute nothing: they declare, name and show examples. A
+#: change in them reruns nothing.
+VOCABULARY = frozenset(
+    {"prisma_steps", *(f"prisma_steps.{name}" for name in ("step", "job", "schema", "examples"))}
+)
 
 Definitions = dict[str, dict[str, str]]
 
@@ -96,11 +97,11 @@ def code_definitions(step: Step) -> Definitions:
 def reached_modules(module: str) -> tuple[str, ...]:
     """``module`` and what it imports, directly or not, within the package."""
     found = _import_graph().find_upstream_modules(module) | {module}
-    return tuple(sorted(name for name in found if not _declares(name)))
+    return tuple(sorted(name for name in found if not _is_vocabulary(name)))
 
 
-def _declares(module: str) -> bool:
-    return module in VOCABULARY or module.startswith(_DECLARING)
+def _is_vocabulary(module: str) -> bool:
+    return ".".join(module.split(".")[:2]) in VOCABULARY
 
 
 @cache

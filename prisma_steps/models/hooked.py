@@ -79,7 +79,7 @@ class HookedViT(Inputs):
 
     def __call__(self, pixels: Pixels) -> Tensor:
         """Logits [image, class]; of a model without a head what ``output_of`` says."""
-        return self._run(self.as_pixels(pixels), _NO_HOOKS)
+        return self._run(self._as_pixels(pixels), _NO_HOOKS)
 
     def run_with_hooks(self, pixels: Pixels, hooks: NamedHooks) -> Tensor:
         """The output when what each hook returns takes the place of its site's value.
@@ -87,7 +87,7 @@ class HookedViT(Inputs):
         Raises:
             SiteError: for a site or layer that the model does not have.
         """
-        return self._run(self.as_pixels(pixels), self.named(hooks))
+        return self._run(self._as_pixels(pixels), self.named(hooks))
 
     def run_with_cache(
         self,
@@ -110,7 +110,7 @@ class HookedViT(Inputs):
         """
         keys = self.site_keys(list(self.sites) if sites is None else sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        prepared = self.as_pixels(pixels)
+        prepared = self._as_pixels(pixels)
         output = self._run(prepared, taps)
         return output, self._cache(keys, values, prepared, pixels)
 
@@ -128,7 +128,7 @@ class HookedViT(Inputs):
         """
         keys = self.site_keys(sites, layers)
         values, taps = self._keeping(keys, self.named(hooks))
-        prepared = self.as_pixels(pixels)
+        prepared = self._as_pixels(pixels)
         self._run(prepared, taps, until=keys)
         return self._cache(keys, values, prepared, pixels)
 
@@ -191,7 +191,7 @@ class HookedViT(Inputs):
             hooks: what is to be replaced, checked.
         """
         with self._running(blocks, stream):
-            return self._run(self.blank(shape), hooks)
+            return self._run(self._blank(shape), hooks)
 
     def read_from(
         self,
@@ -209,7 +209,7 @@ class HookedViT(Inputs):
         keys = self.site_keys(sites, [layer])
         values, taps = self._keeping(keys, self._named_from(layer, hooks))
         with self._running(self.blocks[layer:], resid_pre):
-            self._run(self.blank(shape), taps, until=keys)
+            self._run(self._blank(shape), taps, until=keys)
         return {site: values[site, at] for site, at in keys}
 
     def _named_from(self, layer: int, hooks: NamedHooks) -> dict[SiteKey, Tap]:
@@ -294,7 +294,7 @@ class HookedViT(Inputs):
     # --- how
 
     def _run(self, pixels: Tensor, hooks: Hooks, until: Collection[SiteKey] | None = None) -> Any:
-        inputs = self.inputs(pixels)
+        inputs = self._inputs(pixels)
         output_tap = hooks.get(("logits", None))
         with attached(self, {key: tap for key, tap in hooks.items() if key[0] != "logits"}):
             try:

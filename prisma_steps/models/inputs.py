@@ -58,7 +58,7 @@ class Inputs(Structure):
             f"takes {kind} of {colours} channels and {size}"
         )
 
-    def as_pixels(self, pixels: Pixels) -> Tensor:
+    def _as_pixels(self, pixels: Pixels) -> Tensor:
         """A tensor as it is; labelled images as ``preprocess`` makes them.
 
         Raises:
@@ -75,11 +75,11 @@ class Inputs(Structure):
             )
         return self.preprocess(raw_batch(images, slice(None)))
 
-    def blank(self, shape: Sequence[int] | None) -> Tensor:
+    def _blank(self, shape: Sequence[int] | None) -> Tensor:
         """One image for all: positions are made of the input's shape alone."""
         return torch.zeros((1, *(shape or self.input_shape)), dtype=self.dtype, device=self.device)
 
-    def inputs(self, pixels: Tensor) -> dict[str, Any]:
+    def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """The arguments of the model's forward pass.
 
         Raises:

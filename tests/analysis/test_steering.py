@@ -215,7 +215,7 @@ def test_only_what_comes_after_the_dictionary_runs(
 ) -> None:
     """Six cells of two images in runs of four: three runs, and one that reads the site."""
     model, started, run = make("toy"), [], []
-    forward_from, plain = HookedViT.forward_from, HookedViT.as_pixels
+    forward_from, plain = HookedViT.forward_from, HookedViT._as_pixels
 
     def watched(self: HookedViT, layer: int, *args: Any, **kwargs: Any) -> torch.Tensor:
         started.append(layer)
@@ -226,7 +226,7 @@ def test_only_what_comes_after_the_dictionary_runs(
         return plain(self, pixels)
 
     monkeypatch.setattr(HookedViT, "forward_from", watched)
-    monkeypatch.setattr(HookedViT, "as_pixels", from_pixels)
+    monkeypatch.setattr(HookedViT, "_as_pixels", from_pixels)
     steered_logits(model, pixels_for(model, 2), sweep_of(model, splice_of(key)), rows=4)
     assert (started, run) == ([start] * 3, [2])
 

@@ -268,6 +268,9 @@ def test_a_step_reaches_its_kernels_and_no_other_step_nor_figure() -> None:
         "prisma_steps.runner",
         "prisma_steps.store",
     } & set(reached)
+    assert not [
+        name for name in reached if name.startswith(("prisma_steps.schema.", "prisma_steps.examples"))
+    ]
 
 
 # --- outside data
